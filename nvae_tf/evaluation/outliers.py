@@ -13,7 +13,7 @@ from nvae_tf.config import DataSpec, check
 from nvae_tf.data.picture_folder import picture_source
 from nvae_tf.data.pictures import TIFF, list_pictures
 from nvae_tf.data.pipeline import content_digest, evaluation_batches, images_alone, iterate
-from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at
+from nvae_tf.data.sources import ArraySource, ImageSource, holds_out, load_split, source_at, spread_numbers
 from nvae_tf.data_sets import check_model_fits
 from nvae_tf.evaluation.task import EvaluationTask
 from nvae_tf.models import NVAE
@@ -81,7 +81,7 @@ def calibrate_run(workdir, checkpoint="latest", images=10_000, batch_size=None, 
         # The last batch, which may be smaller, is used only where all images are.
         size = batch_size or trained.config.train.batch_size
         batches = max(1, source.count // size) if images < source.count else -(-source.count // size)
-        numbers = np.unique(np.linspace(0, batches - 1, min(batches, -(-images // size))).astype(int))
+        numbers = spread_numbers(batches, -(-images // size))
         progress, scored = ImageProgress(status.show_if_due, min(len(numbers) * size, source.count)), []
         for batch in iterate(evaluation_batches(source, spec, size, 0, numbers), source):
             scored.append(score(batch)[:2])  # without the maps, which are as large as the images
