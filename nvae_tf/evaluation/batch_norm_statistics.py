@@ -3,6 +3,7 @@
 Images at a low temperature come out wrong in color and contrast with the statistics of training images.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -42,21 +43,8 @@ def readjusted(model: NVAE, temperature, iterations=500, batch_size=16, seed=0, 
     if not norms:
         return ReadjustedModel(copy, "the generator has no batch norm: nothing to readjust")
 
-    @tf.function(input_signature=[tf.TensorSpec((), tf.int64)], autograph=False)
-    def draw(first: tf.Tensor) -> tf.Tensor:
-        """Draws images from number `first` on; their statistics go into the running ones. Whether all are finite."""
-        # All classes of a conditional model in turn.
-        numbers, classes = tf.cast(first, tf.int32) + tf.range(batch_size), copy.config.num_classes
-        forward = ForwardPass(training=True, labels=numbers % classes if classes else None)
-        noise = batch_noise(copy.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
-        sources = list(map(PriorSource, noise, temperatures))
-        if reweighted is not None:
-            # Numbers below 0, which no image has.
-            seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)
-            sources = with_reweighted_prior(reweighted, sources, seeds, temperatures, copy.plan, forward.labels)
-        top_down_pass(copy, sources, batch_size, forward)
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.commit()])
-
+    draw = functools.partial(_draw_batch, copy, reweighted, temperatures, batch_size, seed)
+    draw = tf.function(draw, input_signature=[tf.TensorSpec((), tf.int64)], autograph=False)
     before = [[variable.numpy() for variable in stack.statistics] for stack in norms]
     for number in range(iterations):
         if not draw(tf.constant(number * batch_size, tf.int64)).numpy():
@@ -67,3 +55,18 @@ def readjusted(model: NVAE, temperature, iterations=500, batch_size=16, seed=0, 
     ]
     shift = f"{np.median(np.concatenate(shifts)):.2g} standard deviations (median)"
     return ReadjustedModel(copy, f"batch norm of {sum(stack.count for stack in norms)} layers: means moved by {shift}")
+
+
+def _draw_batch(model: NVAE, reweighted, temperatures, batch_size: int, seed: int, first: tf.Tensor) -> tf.Tensor:
+    """Draws images from number `first` on; their statistics go into the running ones. Whether all are finite."""
+    # All classes of a conditional model in turn.
+    numbers, classes = tf.cast(first, tf.int32) + tf.range(batch_size), model.config.num_classes
+    forward = ForwardPass(training=True, labels=numbers % classes if classes else None)
+    noise = batch_noise(model.plan.latent_shapes(), batch_size, (seed, _STREAM), first)
+    sources = list(map(PriorSource, noise, temperatures))
+    if reweighted is not None:
+        # Numbers below 0, which no image has.
+        seeds = tf.stack([tf.fill([batch_size], seed), -1 - numbers], axis=1)
+        sources = with_reweighted_prior(reweighted, sources, seeds, temperatures, model.plan, forward.labels)
+    top_down_pass(model, sources, batch_size, forward)
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for _, value in forward.commit()])
