@@ -238,7 +238,12 @@ def _read_flags(arguments: Sequence[str], module: types.ModuleType, page: str) -
     with exit_on_user_error():
         if HELP & set(arguments[1:]):
             print_page(manual_page(module, page, arguments[1:]))
-        import_modules(flag_value(arguments[1:], "import") or "")
+        if names := flag_value(arguments[1:], "import"):
+            start_tensorflow_quietly()  # which the modules import
+            sys.path.append(os.getcwd())  # as `python -m` has it, an installed command does not
+            for name in filter(None, names.split(",")):
+                with wrap_read_errors(f"--import={name}: not imported (", "); give the module's name, without .py"):
+                    importlib.import_module(name)
         try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
@@ -267,16 +272,6 @@ def _read_flags(arguments: Sequence[str], module: types.ModuleType, page: str) -
         if rest[1:]:
             raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
     return rest
-
-
-def import_modules(names: str) -> None:
-    """Imports the modules of `--import=one,other`; ValueError where one is missing, or its own code fails."""
-    if names:
-        start_tensorflow_quietly()  # which they import
-        sys.path.append(os.getcwd())  # as `python -m` has it, an installed command does not
-    for name in filter(None, names.split(",")):
-        with wrap_read_errors(f"--import={name}: not imported (", "); give the module's name, without .py"):
-            importlib.import_module(name)
 
 
 def print_page(page: str) -> None:
