@@ -160,7 +160,17 @@ def table(
             reached = np.interp(-base_nelbos[-1].mean(), -lowest, seconds.mean(axis=1), right=np.nan)
             rows.append(row | {"time": float(reached / base_seconds[-1].mean())})
     if figure:
-        save_curves(runs, pathlib.Path(figure))
+        drawn = Figure(figsize=(5 * len(runs), 4), layout="constrained")
+        panels = np.atleast_1d(drawn.subplots(1, len(runs)))
+        for axes, ((kind, scored), recipes) in zip(panels, runs.items(), strict=True):
+            for recipe, by_seed in recipes.items():
+                seconds, nelbos = curves(by_seed.values())[:, 1:]
+                minutes = seconds.mean(axis=1) / 60
+                (line,) = axes.plot(minutes, nelbos.mean(axis=1), marker=".", label=recipe)
+                axes.fill_between(minutes, nelbos.min(axis=1), nelbos.max(axis=1), alpha=0.2, color=line.get_color())
+            axes.set(title=f"{kind}, {scored} images", xlabel="processor time, minutes", ylabel="NELBO, nats per image")
+            axes.legend(loc="upper right", fontsize="small")
+        drawn.savefig(figure, dpi=120)
     return {"baseline": baseline, "rows": rows}
 
 
@@ -173,21 +183,6 @@ def difference(values: np.ndarray) -> str:
     """The mean of differences, one for each seed, and twice its standard error."""
     error = f" +- {2.0 * np.std(values, ddof=1) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
     return f"{np.mean(values):.2f}{error}"
-
-
-def save_curves(runs: dict[tuple, dict[str, Any]], file: pathlib.Path) -> None:
-    """A panel for each set of scored images: the mean NELBO over the minutes of training, and the range over seeds."""
-    figure = Figure(figsize=(5 * len(runs), 4), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, len(runs)))
-    for axes, ((kind, scored), recipes) in zip(panels, runs.items(), strict=True):
-        for recipe, by_seed in recipes.items():
-            seconds, nelbos = curves(by_seed.values())[:, 1:]
-            minutes = seconds.mean(axis=1) / 60
-            (line,) = axes.plot(minutes, nelbos.mean(axis=1), marker=".", label=recipe)
-            axes.fill_between(minutes, nelbos.min(axis=1), nelbos.max(axis=1), alpha=0.2, color=line.get_color())
-        axes.set(title=f"{kind}, {scored} images", xlabel="processor time, minutes", ylabel="NELBO, nats per image")
-        axes.legend(loc="upper right", fontsize="small")
-    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":
