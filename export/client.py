@@ -88,22 +88,17 @@ def _asked(command: str, paths: list[pathlib.Path], latents, labels, count: int)
             return model.sample(count, FLAGS.seed, FLAGS.temperature, labels, FLAGS.proposals, as_pixels=True)
         if command == "decode":
             return model.decode(latents, labels, as_pixels=True)
-        channels = model.image_shape(command)[-1]
-        alpha = _alpha(paths, channels)
+        channels, alpha = model.image_shape(command)[-1], "keep"
+        if FLAGS.export:
+            alpha = config.read_config(pathlib.Path(FLAGS.export, ASSETS, "config.json")).data.alpha
+        elif channels in (1, 3):
+            for path in paths:
+                if read_header(path).channels in (2, 4):
+                    fix = "give --export, a copy of the export, which says what lies behind it, or a picture without"
+                    raise ValueError(f"{path}: has an alpha channel, which the model does not take: {fix}")
         pictures = [read_picture(path, channels, alpha=alpha) for path in paths]
         options = {"as_pixels": True} if command == "reconstruct" else {}
         return getattr(model, command)(pictures, FLAGS.seed, labels, **options)
-
-
-def _alpha(paths: list[pathlib.Path], channels: int) -> str:
-    """Returns `data.alpha` of the export; ValueError for pictures with an alpha channel where no export is given."""
-    if FLAGS.export:
-        return config.read_config(pathlib.Path(FLAGS.export, ASSETS, "config.json")).data.alpha
-    for path in paths if channels in (1, 3) else ():
-        if read_header(path).channels in (2, 4):
-            fix = "give --export, a copy of the export, which says what lies behind it, or a picture without"
-            raise ValueError(f"{path}: has an alpha channel, which the model does not take: {fix}")
-    return "keep"
 
 
 def _status_text(versions: list[tuple[int, str, str]], version: int, signatures: dict[str, Any]) -> str:
