@@ -247,14 +247,7 @@ def _read_flags(arguments: Sequence[str], module: types.ModuleType, page: str) -
         try:
             if hasattr(module, "CONFIG"):
                 check_config_flags(arguments[1:])
-                workdir = flag_value(arguments, "workdir")
-                if workdir and flag_value(arguments, "config") is None:
-                    # The settings of the run in the folder.
-                    recorded = pathlib.Path(workdir, "config.json")
-                    if not recorded.is_file():
-                        fix = "to begin one, give its settings: --config=PRESET, or --config=FILE"
-                        raise ValueError(f"--workdir={workdir}: no run to continue, there is no {recorded}; {fix}")
-                    arguments = [arguments[0], f"--config={recorded}", *arguments[1:]]
+                arguments = _with_recorded_config(arguments)
             rest = flags.FLAGS(arguments)
         except flags.Error as error:
             name = getattr(error, "flagname", None)
@@ -272,6 +265,18 @@ def _read_flags(arguments: Sequence[str], module: types.ModuleType, page: str) -
         if rest[1:]:
             raise ValueError(f"{rest[1]!r}: not a flag; flags are written --name=value (see --help)")
     return rest
+
+
+def _with_recorded_config(arguments: Sequence[str]) -> list[str]:
+    """The arguments; where they name the folder of a run and no settings, with the settings of that run."""
+    workdir = flag_value(arguments, "workdir")
+    if flag_value(arguments, "config") is not None or not workdir:
+        return list(arguments)
+    recorded = pathlib.Path(workdir, "config.json")
+    if not recorded.is_file():
+        fix = "to begin one, give its settings: --config=PRESET, or --config=FILE"
+        raise ValueError(f"--workdir={workdir}: no run to continue, there is no {recorded}; {fix}")
+    return [arguments[0], f"--config={recorded}", *arguments[1:]]
 
 
 def print_page(page: str) -> None:
