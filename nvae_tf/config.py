@@ -367,7 +367,7 @@ class OptimizerConfig(_Settings, group="optimizer."):
     Attributes:
       learning_rate: the highest learning rate, reached after the warm-up.
       learning_rate_min: the rate at the end of the cosine decay.
-      warmup_epochs: length of the linear warm-up in epochs; None: 5, but at most a tenth of the run.
+      warmup_epochs: length of the linear warm-up in epochs, not of one step; None: 5, but at most a tenth of the run.
       weight_decay: L2 penalty of Adamax, added to the gradients.
       ema_momentum: of an exponential moving average of the weights, which evaluation and generation use; 0 for none.
     """
@@ -653,6 +653,7 @@ def resolve_lengths(
     is kept, and the intervals too unless the length has changed.
     """
     tenth = total_steps // 10
+    # The last rate of a warm-up of one step, from which the schedule goes on, is 0.
     defaults = {"warmup_epochs": min(5.0, tenth / steps_per_epoch) if tenth > 1 else 0.0}
     defaults |= dict.fromkeys(INTERVALS, min(max(tenth, 10), 1000, total_steps))
     if recorded is not None:
@@ -667,12 +668,6 @@ def resolve_lengths(
 
     objective = dataclasses.replace(config.objective, total_steps=total_steps)
     optimizer, train = completed(config.optimizer), completed(config.train)
-    # The schedule goes on from the last rate of the warm-up.
-    fault = "a warm-up of one step ends at a learning rate of 0; choose none (0) or a longer one"
-    check(
-        round(optimizer.warmup_epochs * steps_per_epoch) != 1,
-        f"optimizer.warmup_epochs = {optimizer.warmup_epochs:g}: {fault}",
-    )
     return dataclasses.replace(config, objective=objective, optimizer=optimizer, train=train)
 
 

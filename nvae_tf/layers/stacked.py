@@ -81,8 +81,9 @@ class ForwardPass:
 class StackedLayer(keras.layers.Layer):
     """The base of all stacks: `count` layers of one kind. All variables are made at construction.
 
-    A subclass overrides what is below, as batch norm does (normalization.py), or is made of `parts`: stacks of the same
-    count, whose layers act one after another unless it overrides `apply_layer`.
+    A subclass overrides `make_weights` and `apply_layer`, and the rest if it records statistics, or is made of `parts`:
+    stacks of the same count, whose layers act one after another unless it overrides `apply_layer`. Batch norm for
+    example (normalization.py):
 
         make_weights(forward)                  in training gamma and beta of all layers, each `[count, channels]`
         apply_layer(weights, inputs, records)  normalizes one layer's inputs, with gamma and beta of `[channels]`; in

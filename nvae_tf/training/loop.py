@@ -199,7 +199,7 @@ class TrainingLoop:
     def _save(self, step: int) -> None:
         if self.run.replicas.is_chief:
             self.state.save(step)
-        self.state.saved_step, self.saved_at = step, time.monotonic()  # in the other processes the chief's
+        self.state.saved_step, self.saved_at = step, time.monotonic()  # the others note that the chief has saved
 
     def _save_and_end(self, step: int, signal_number: int | None = None) -> tuple[int, int | None]:
         # Among skipped steps nothing is saved: a rollback after them must find the checkpoint of an uninterrupted run.
@@ -258,7 +258,8 @@ def growth_in(model: NVAE) -> str:
     for what, values, labels in measured if len(taken) else ():
         usual = np.median(np.abs(values[earlier]), axis=0)
         grown = ~(np.abs(values) <= _GROWN * np.maximum(usual, _SMALLEST))  # what is not finite has grown too
-        grown[: earlier[-1] + 1] = False
+        # An outlier among the earlier steps, which came back, is no growth.
+        grown[: earlier[-1] + 1] &= grown[earlier[-1] + 1 :].all(axis=0)
         if grown.any():
             step, place = np.argwhere(grown)[0]
             change = f"from {usual[place]:,.4g} to {values[step, place]:,.4g}"

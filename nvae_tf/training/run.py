@@ -57,6 +57,10 @@ def run_of_folder(config: ExperimentConfig, folder: RunFolder, replicas: Replica
     total_steps = config.train.steps or config.train.epochs * epoch
     recorded = read_run_config(folder) if folder.config_file.is_file() else None
     config = resolve_lengths(config, epoch, total_steps, recorded)
+    warmup = config.optimizer.warmup_epochs
+    if recorded is None and round(warmup * epoch) == 1:
+        fault = "a warm-up of one step ends at a learning rate of 0"
+        raise ValueError(f"optimizer.warmup_epochs = {warmup:g}: {fault}; choose none (0) or a longer one")
     if replicas.is_chief:
         check_continues(folder, config)  # its message says more than the message about images per step
     if config.data.labels:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nvae_tf import presets
+from nvae_tf import layers, presets
 from nvae_tf.evaluation.likelihood import LikelihoodEvaluator
 from nvae_tf.generation.sampling import generate_images
 from nvae_tf.layers import cpu_kernels, scan, steps
@@ -19,7 +19,7 @@ from nvae_tf.optimization.joined_weights import postponed_assignments
 from nvae_tf.presets import experiment_config
 from nvae_tf.runs.loading import model_for_training
 from nvae_tf.training.strategy import step_function
-from tests import own_parts  # noqa: F401, registers what variants name
+from tests import own_parts, refuses  # noqa: F401, registers what variants name
 from tests.command_fixtures import run
 from tests.tiny_model import assert_near, assert_same, images_of, shaken, tiny_model, values
 
@@ -91,6 +91,18 @@ def test_scores_and_samples_from_loops_are_the_same(variant, monkeypatch):
     expected = model.score(images, per_group=True, seed=1, labels=labels)
     np.testing.assert_allclose(nats, expected.reconstruction + tf.reduce_sum(expected.kl, axis=1), rtol=tolerance)
     np.testing.assert_allclose(drawn, model.generate(4, 0.7, seed=1, labels=labels, **how), atol=tolerance)
+
+
+def test_steps_before_a_loop_that_would_lose_what_their_layers_record_are_refused():
+    norms, convolutions = layers.StackedBatchNormalization(4, 2), layers.StackedConvolution(3, 2, 2, 1)
+    shares = {"norms": layers.StackShare(norms), "convolutions": layers.StackShare(convolutions)}
+
+    @tf.function(autograph=False)
+    def run_all():
+        forward = layers.ForwardPass(training=True, scanned=True)
+        return layers.run_steps(shares, None, tf.zeros((1, 2, 2, 2)), [()] * 4, forward)
+
+    refuses("record in steps before a loop would be lost", run_all)
 
 
 # Lines of the program that XLA is given, with the forms that GPUs get. Without the loop: 55,000 and 104,000.

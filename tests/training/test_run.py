@@ -12,6 +12,7 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 from nvae_tf.config import INTERVALS, ExperimentConfig, OptimizerConfig, TrainConfig, resolve_lengths
 from nvae_tf.models.training_step import RecentMetrics, RecentSteps, StepMetrics
 from nvae_tf.optimization import RunawayGuard
+from nvae_tf.presets import experiment_config
 from nvae_tf.reports.evaluate import evaluate_run
 from nvae_tf.runs.loading import model_for_training
 from nvae_tf.runs.run_folder import RunFolder, open_for_training, read_run_config
@@ -44,8 +45,11 @@ def test_what_is_not_set_scales_with_the_run():
     train = TrainConfig(evaluate_every_steps=70, sample_every_steps=80, checkpoint_every_steps=90)
     config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.0), train=train)
     assert lengths(resolve_lengths(config, 10, 100)) == (0.0, 70, 80, 90)
-    config = ExperimentConfig(optimizer=OptimizerConfig(warmup_epochs=0.1))
-    refuses("optimizer.warmup_epochs = 0.1: a warm-up of one step", resolve_lengths, config, 10, 100)
+
+
+def test_a_new_run_has_no_warm_up_of_one_step(tmp_path):
+    config, folder = experiment_config("digits", {"optimizer.warmup_epochs": 0.1}), RunFolder(tmp_path)
+    refuses("optimizer.warmup_epochs = 0.1: a warm-up of one step", run_of_folder, config, folder, Replicas())
 
 
 def test_a_run_that_goes_on_keeps_its_settings(tmp_path):
