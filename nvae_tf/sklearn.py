@@ -36,14 +36,14 @@ class NVAETransformer(TransformerMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> "NVAETransformer":
         """Reads the model, and checks the images `X` and the settings."""
         self.model_ = load(self.model) if isinstance(self.model, str | os.PathLike) else self.model
-        self._images(X, reset=True)
+        self._images(self._rows(X, reset=True))
         feature_groups(self.model_.plan, self.groups)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
         """The features of the images `X`, float32 `[count, features]`."""
         check_is_fitted(self)
-        images = self._images(X, reset=False)
+        images = self._images(self._rows(X, reset=False))
         return self.model_.features(images, self.groups, self.pool, batch_size=self.batch_size).numpy()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
@@ -51,9 +51,12 @@ class NVAETransformer(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         return np.array(feature_names(self.model_.plan, self.groups, self.pool), object)
 
-    def _images(self, X: Any, reset: bool) -> np.ndarray:
+    def _rows(self, X: Any, reset: bool) -> np.ndarray:
         X = X.reshape(len(X), -1) if getattr(X, "ndim", 2) == 4 else X
-        rows, shape = validate_data(self, X, reset=reset, dtype=np.float32), self.model_.config.image_shape
+        return validate_data(self, X, reset=reset, dtype=np.float32)
+
+    def _images(self, rows: np.ndarray) -> np.ndarray:
+        shape = self.model_.config.image_shape
         if rows.shape[1] != math.prod(shape):
             raise ValueError(f"X has {rows.shape[1]} values for each image; this model's images are {shape}")
         return rows.reshape(-1, *shape)
