@@ -134,8 +134,8 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     if not fitting:
         words = "{}x{}x{} images, {}x{} with their frame".format(*shape)
         raise ValueError(f"the published form knows no data set of {words} and likelihood {model.likelihood!r}")
-    dataset = min(fitting, key=lambda name: PUBLISHED_DATA[name][0].name != config.data.name)
-    values |= {"dataset": dataset, "fast_adamax": True}
+    values["dataset"] = min(fitting, key=lambda name: PUBLISHED_DATA[name][0].name != config.data.name)
+    values["fast_adamax"] = True
     if unlike := differing_settings(model, model_config_from_published(values)):
         raise ValueError(f"the published form can't say {', '.join(unlike)}")
     return values
