@@ -19,7 +19,7 @@ from typing import Annotated
 from nvae_tf import command_line
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 
-_TOLERANCE_HELP = "How far another machine's numbers may be off, relative to 1 + their size; 1e-2 for GPUs with TF32."
+_TOLERANCE_HELP = "How far another machine's numbers may be off, relative to 1 + their size; at most 2^-12."
 
 
 def main(
@@ -52,7 +52,7 @@ def main(
 
     def progress(part):
         encoded.append(part)
-        done, bits = min(len(encoded) * chunk, len(levels)), 8 * sum(len(each.data) for each in encoded)
+        done, bits = sum(each.images for each in encoded), 8 * sum(len(each.data) for each in encoded)
         speed, rate = done / (time.monotonic() - started), bits / done / levels[0].size
         text = f"{done:,} of {len(levels):,} images, {speed:,.3g} images/s, {rate:.4f} bits/dim"
         status.show_if_due(text, done / len(levels))

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import tensorflow as tf
 
 from nvae_tf.distributions.discretized_logistic_mixture import autoregressive_mean, split_mixture_parameters
@@ -52,20 +51,20 @@ class Stack:
     """
 
     def __init__(self, checksum: int = 0, data: bytes | None = None):
-        if data is None:
-            words = _start(checksum)
+        if data is None:  # the coder's last word must not be zero
+            words = np.append(_SUPPLY, np.array([checksum, 1], np.uint32))
         else:
             stored = np.frombuffer(data[2:] + bytes(-len(data[2:]) % 4), "<u4")
             words = np.concatenate([_SUPPLY[: int.from_bytes(data[:2], "little")], stored.astype(np.uint32)])
         self.mark_bits = 0.0  # what all marks took
         self._coder = stream.stack.AnsCoder(words)
 
-    def push(self, symbols: np.ndarray, model: Any, *parameters: npt.ArrayLike) -> None:
+    def push(self, symbols: np.ndarray, model: Any, *parameters: Any) -> None:
         """Encodes whole numbers; parameters of the model are broadcast to their shape."""
         rows = (np.broadcast_to(each, symbols.shape).ravel() for each in parameters)
         self._coder.encode_reverse(symbols.ravel().astype(np.int32), model, *rows)
 
-    def pop(self, shape: tuple[int, ...], model: Any, *parameters: npt.ArrayLike) -> np.ndarray:
+    def pop(self, shape: tuple[int, ...], model: Any, *parameters: Any) -> np.ndarray:
         """Decodes whole numbers, int32 of this shape."""
         rows = [np.broadcast_to(each, shape).ravel() for each in parameters]
         return np.reshape(self._coder.decode(model, *rows or [math.prod(shape)]), shape)
@@ -89,19 +88,10 @@ class Stack:
         data = untouched.to_bytes(2, "little") + words[untouched:].astype("<u4").tobytes().rstrip(b"\0")
         return data, 32 * (len(_SUPPLY) - untouched)
 
-    def is_at_start(self, checksum: int) -> bool:
-        """Whether all that was pushed has been popped, and the checksum is the same."""
-        return np.array_equal(self._coder.get_compressed(), _start(checksum))
-
 
 def _masses_of_marks(rate: float) -> np.ndarray:
     rate = min(rate, 0.5)
     return np.array([1.0 - rate, rate / 2.0, rate / 2.0])
-
-
-def _start(checksum: int) -> np.ndarray:
-    # The coder's last word must not be zero.
-    return np.append(_SUPPLY, np.array([checksum, 1], np.uint32))
 
 
 def rounded(
@@ -134,12 +124,13 @@ class LatentCoder:
         pairs = zip(bins, shapes, strict=True)
         digits = [list(each.replace(_NOT_CODED, "")) * math.prod(shape[:2]) for each, shape in pairs]
         self.exponents = np.concatenate(digits).astype(np.int32)  # of all values
-        ends = np.cumsum([0, *map(len, digits)]).tolist()
+        ends = itertools.accumulate(map(len, digits), initial=0)
         self.groups = [slice(*each) for each in itertools.pairwise(ends)]
         self._tolerance, self.rate = tolerance, _MARKED["latents"] * tolerance
         self._offset = stream.model.QuantizedGaussian(-_REACH, _REACH)
         farthest = _FARTHEST_MEAN * 2**_FINEST + _REACH
-        self._prior = stream.model.QuantizedGaussian(-farthest, farthest)
+        # N(0, 1) in bins: the model of the latents, its means and its sigmas
+        self.prior = stream.model.QuantizedGaussian(-farthest, farthest), 0.0, 2.0**self.exponents
 
     def posterior(self, outputs: np.ndarray, group: slice, marks=None) -> tuple[tuple, np.ndarray]:
         """The posterior of a group's whitened means and log2 sigmas `[2, batch, values]`, rounded, and their marks.
@@ -169,27 +160,21 @@ class LatentCoder:
         for group in reversed(self.groups):
             stack.push(offsets[:, group], self._offset, *(each[:, group] for each in parameters))
 
-    def push(self, stack: Stack, latents: np.ndarray) -> None:
-        """Encodes latents with the prior."""
-        stack.push(latents, self._prior, 0.0, 2.0**self.exponents)
-
-    def pop(self, stack: Stack, batch: int) -> np.ndarray:
-        """Decodes latents with the prior."""
-        return stack.pop((batch, len(self.exponents)), self._prior, 0.0, 2.0**self.exponents)
-
     def whitened(self, latents: np.ndarray, group: slice = slice(None)) -> np.ndarray:
         """Latents of a group, or of all, in sigmas of the prior, float32."""
         return (latents / 2.0 ** self.exponents[group]).astype(np.float32)
 
 
-def bins_and_draws(kl: np.ndarray, ratios: np.ndarray) -> tuple[str, float]:
+def bins_and_draws(kl: np.ndarray, ratios: np.ndarray, tolerance: float) -> tuple[str, float]:
     """The `bins` of a group, and the bits of the draws of an image, from KL in nats and sigmas relative to the prior's.
 
     Both are `[batch, height, width, channels]`. A channel with hardly any KL says nothing, and the first image of a
-    chunk would pay for it in full. Bins are about as wide as the sigmas of a channel's narrow posteriors.
+    chunk would pay for it in full. Bins are about as wide as the sigmas of a channel's narrow posteriors, and so wide
+    that the tolerance moves no mean by half a step of its grid: a mark tells the step below from the step above.
     """
     is_coded = kl.sum(axis=(1, 2)).mean(axis=0) > _LEAST_KL
-    exponents = np.rint(-np.log2(np.quantile(ratios, 0.1, axis=(0, 1, 2)))).clip(0, _FINEST).astype(int)
+    finest = min(_FINEST, int(-math.log2(2.0 * _PER_BIN * (1.0 + _FARTHEST_MEAN) * tolerance)))
+    exponents = np.rint(-np.log2(np.quantile(ratios, 0.1, axis=(0, 1, 2)))).clip(0, finest).astype(int)
     bits = np.log2(math.sqrt(2.0 * math.pi * math.e) * ratios * 2.0**exponents)[..., is_coded]
     bins = [str(each) if coded else _NOT_CODED for each, coded in zip(exponents, is_coded, strict=True)]
     return "".join(bins), float(bits.sum() / len(bits))

@@ -6,8 +6,6 @@ import math
 import zlib
 from typing import Any
 
-import numpy as np
-
 from nvae_tf.config import check
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.schemas import Field, parsed
@@ -57,7 +55,7 @@ def unpacked(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
         check(zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "little"), "its checksum does not match")
         unpacker = zlib.decompressobj(wbits=-15, zdict=_WORDS)
         header = parsed(unpacker.decompress(data[18:], _LONGEST_HEADER), _HEADER) | {"sha256": data[8:18].hex()}
-        images, chunk, ends = header["images"], header["chunk"], np.cumsum([0, *header["sizes"]]).tolist()
+        images, chunk, ends = header["images"], header["chunk"], [*itertools.accumulate(header["sizes"], initial=0)]
         if len(header["sizes"]) != -(-images // chunk) or ends[-1] != len(unpacker.unused_data):
             raise ValueError("the sizes of its chunks do not match")
         check(min(images, chunk) * math.prod(header["shape"]) <= LARGEST_CHUNK, "its chunks are too large")

@@ -24,7 +24,7 @@ from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.layers import FoldedPass, FoldedWeights, folded_weights
 from nvae_tf.models import passes
-from nvae_tf.models.latents import GroupLayers, LatentSample
+from nvae_tf.models.latents import GroupLayers, LatentSample, check_labels
 
 _SAMPLED = 128  # images by which the bins of latents are chosen
 _CODER = f"constriction {importlib.metadata.version('constriction').rpartition('.')[0]}"
@@ -44,6 +44,7 @@ class Encoded(NamedTuple):
     """A chunk of images, and parts of its size."""
 
     data: bytes
+    images: int
     start: int  # bits of the first images' draws, which nothing gives back
     marks: float  # bits of the marks of values near a tie
 
@@ -87,6 +88,8 @@ class Codec:
     def __init__(self, source: ModelWithWeights, bins: list[str], growth: int, tolerance: float):
         self._model, self._growth, config = source.model, growth, source.model.config
         self._folded = source.folded or folded_weights(source.model._stacks())
+        # TensorFloat-32 of GPUs would move the outputs by more than any tolerance.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
         self.shape = config.image_shape
         self._latents = LatentCoder(bins, source.model.plan.latent_shapes(), tolerance)
         self._pixels = PixelCoder(source.model.likelihood, tolerance)
@@ -115,8 +118,9 @@ class Codec:
             parameters = self._draw_parameters(labels[part], levels[part])
             stack.push_marks(np.concatenate(marks, axis=-1), coder.rate)
             self._pixels.push(stack, parameters, levels[part])
-            coder.push(stack, np.concatenate(latents, axis=-1))
-        return Encoded(*stack.data(), stack.mark_bits)
+            stack.push(np.concatenate(latents, axis=-1), *coder.prior)
+        data, start = stack.data()
+        return Encoded(data, len(levels), start, stack.mark_bits)
 
     def decode(self, data: bytes, labels: np.ndarray, extra_rows: int = 0) -> np.ndarray:
         """The levels of a chunk of images of these classes; ValueError where this machine's numbers differ too much.
@@ -127,13 +131,13 @@ class Codec:
         for part in reversed(self._batches(len(labels))):
             count = part.stop - part.start
             rows = np.arange(count + extra_rows) % count
-            latents = coder.pop(stack, count)
+            latents = stack.pop((count, len(coder.exponents)), *coder.prior)
             inputs = labels[part][rows], coder.whitened(latents)[rows]
             levels[part] = self._pixels.pop(stack, self._parameters(*inputs)[:count])
             marks = stack.pop_marks((2, *latents.shape), coder.rate)
             outputs = self._posteriors(*inputs, levels[part][rows]).numpy()[:, :count]
             coder.give_back(stack, latents, coder.posterior(outputs, slice(None), marks)[0])
-        if not stack.is_at_start(zlib.crc32(levels.tobytes())):
+        if stack.data() != Stack(zlib.crc32(levels.tobytes())).data():
             raise ValueError("this machine's numbers differ from the encoder's by more than the tolerance")
         return levels
 
@@ -171,17 +175,16 @@ class Codec:
         return parameters, tf.concat(posteriors, axis=-1) if posteriors else None
 
 
-def _settings(model, levels: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+def _settings(model, levels: np.ndarray, labels: np.ndarray, tolerance: float) -> dict[str, Any]:
     """The bins and the growth for images like the first; ValueError where the model has diverged."""
     images = levels[:_SAMPLED].astype(np.float32) / (2**model.config.num_bits - 1)
     settings = {"labels": labels[:_SAMPLED] if model.config.num_classes else None, "batch_size": 32}
     bits = float(np.mean(model.score(images, per_group=True, **settings).nelbo)) / math.log(2.0)
     check(math.isfinite(bits), "the model gives the first images no finite score: it has diverged in training")
-    bins, drawn = [], 0.0
-    for group in model.infer(images, **settings):
-        bins_of_group, draws = bins_and_draws(group.kl.numpy(), (group.scale / group.prior_scale).numpy())
-        bins, drawn = [*bins, bins_of_group], drawn + draws
-    return {"growth": max(1, math.ceil(drawn / bits)), "bins": bins}
+    groups = model.infer(images, **settings)
+    chosen = (bins_and_draws(each.kl.numpy(), (each.scale / each.prior_scale).numpy(), tolerance) for each in groups)
+    bins, draws = zip(*chosen, strict=True)
+    return {"tolerance": tolerance, "growth": max(1, math.ceil(sum(draws) / bits)), "bins": list(bins)}
 
 
 def compress(
@@ -198,15 +201,16 @@ def compress(
 
     `about` adds to the header (container.py). With `verify` each chunk is decoded. `progress` gets each chunk.
     """
-    most = min(2**16, LARGEST_CHUNK // levels[0].size)
-    chunk = min(whole_number("chunk", chunk, 1, most), len(levels))
-    real_number("tolerance", tolerance, "must be above 0, and at most 0.1", math.ulp(0.0), 0.1)
+    chunk = min(whole_number("chunk", chunk, 1, 2**16), max(1, LARGEST_CHUNK // levels[0].size), len(levels))
+    # Up to here a mark is enough, whatever the scale of a logistic (e^7 at most).
+    tolerance = real_number("tolerance", tolerance, "must be above 0, and at most 2^-12", math.ulp(0.0), 2.0**-12)
     check(source.folded is None, "an export decompresses alone: compress by the run that it was made of")
-    if source.model.config.num_classes and labels is None:
+    if source.model.config.num_classes:
         fix = "give labels (nvae-compress: a .npz file that has them, or folders with the names of the classes)"
-        raise ValueError(f"the images have no classes, and this model codes images given their class: {fix}")
+        check(labels is not None, f"the images have no classes, and this model codes images given their class: {fix}")
+        check_labels(labels, len(levels), source.model.config.num_classes)
     classes, chunks = np.zeros(len(levels), np.int32) if labels is None else labels, []
-    settings = {"tolerance": tolerance} | _settings(source.model, levels, classes)
+    settings = _settings(source.model, levels, classes, tolerance)
     codec = Codec(source, **settings)
     for first in range(0, len(levels), chunk):
         rows = levels[first : first + chunk], classes[first : first + chunk]
