@@ -64,6 +64,7 @@ def main(
     errors.start_tensorflow_quietly()
     from nvae_tf.runs.loading import load_run
     from nvae_tf.serving.saved_model import load_export, source_of
+    from nvae_tf.serving.server_files import explorer_facts
     from nvae_tf.serving.tflite import export_tflite, run_images, write_static_page
 
     if saved_model:
@@ -75,7 +76,9 @@ def main(
     print(f"Exporting {what} of {saved_model or workdir}, step {source.get('step', 0):,}, and comparing it ...")
     if page:
         place = pathlib.Path(saved_model, "..") if saved_model else pathlib.Path(workdir)
-        write_static_page(model, pathlib.Path(page), place.resolve().name, source, config, folded)
+        classes = explorer_facts(pathlib.Path(saved_model))["classes"] if saved_model else trained.class_names
+        shown = config.data.display_channels if config else ()
+        write_static_page(model, pathlib.Path(page), place.resolve().name, source, classes, shown, folded)
         print(f"Wrote {page}; to look at it here: python -m http.server -d {page} 8000, http://localhost:8000")
         return
     images = functools.partial(run_images, config, data_path)

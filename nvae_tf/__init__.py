@@ -27,21 +27,21 @@ _PLACES = {  # loaded when first used: settings and plans can be checked without
     "load": "nvae_tf.runs.loading",
     "load_images": "nvae_tf.data.picture_folder",
     "save": "nvae_tf.runs.loading",
+    "sklearn": "nvae_tf.sklearn",
     "register_cell": "nvae_tf.layers.residual_cells",
     "register_likelihood": "nvae_tf.distributions.image_likelihood",
 }
 
 
 def __getattr__(name: str):
-    if name == "sklearn":
-        return importlib.import_module("nvae_tf.sklearn")
     if name not in _PLACES:
         raise AttributeError(f"module 'nvae_tf' has no attribute {name!r}; it has {', '.join(sorted(_PLACES))}")
     if _PLACES[name] not in ("nvae_tf.config", "nvae_tf.presets"):
         if "tensorflow" not in sys.modules:
             importlib.import_module("nvae_tf.errors").start_tensorflow_quietly()
         importlib.import_module("nvae_tf.models")  # registers the model with Keras
-    return getattr(importlib.import_module(_PLACES[name]), name)
+    module = importlib.import_module(_PLACES[name])
+    return module if name == "sklearn" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

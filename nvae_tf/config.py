@@ -108,8 +108,8 @@ class NotRegistered(ValueError):
     """A setting names a likelihood or a cell whose module this process has not imported."""
 
 
-def register(setting: str, name: str, kind: type, taken: Iterable[str]) -> str:
-    """Adds a class of one's own to `REGISTERED`, and returns its full name, `module:name`, which files have.
+def register(setting: str, name: str, taken: Iterable[str], kind: type) -> type:
+    """Adds a class of one's own to `REGISTERED`, and returns it. Files have its full name, `module:name`.
 
     The same class again, as of a notebook's cell, replaces the former. ValueError: the name is no word, or another's.
     """
@@ -120,7 +120,7 @@ def register(setting: str, name: str, kind: type, taken: Iterable[str]) -> str:
         owner = "nvae_tf" if name in taken else f"{other.__module__}.{other.__qualname__}"
         raise ValueError(f"{setting} {name!r} is registered already, by {owner}; give another name")
     REGISTERED[setting][name] = kind
-    return f"{kind.__module__}:{name}"
+    return kind
 
 
 def _full_name(setting: str, value: Any, where: str) -> str | None:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nvae_tf.config import MOST_CHANNELS, ModelConfig, check, check_choice, whole_number
+from nvae_tf.config import MOST_CHANNELS, ModelConfig, check, check_choice, shown, whole_number
 
 _WARNINGS_SHOWN: dict = {}  # what this process has been warned of
 
@@ -134,18 +134,20 @@ def values_of_groups(values: Sequence[Any], shapes: Sequence[tuple[int, int, int
 def feature_names(plan: LatentPlan, groups: str | Sequence[int] = "all", pool: str | None = None) -> list[str]:
     """The names of the columns of `NVAE.features`, such as `group0_y1_x0_c3`, or `group0_c3` where they are pooled."""
     names = []
-    for group in feature_groups(plan, groups):
+    for group in feature_groups(plan, groups, pool):
         height, width, channels = plan.latent_shapes()[group]
         places = [f"_y{y}_x{x}" for y in range(height) for x in range(width)] if pool is None else [""]
         names += [f"group{group}{place}_c{channel}" for place in places for channel in range(channels)]
     return names
 
 
-def feature_groups(plan: LatentPlan, groups: str | Sequence[int]) -> tuple[int, ...]:
-    """The numbers of latent groups; ValueError where there is no such group."""
+def feature_groups(plan: LatentPlan, groups: str | Sequence[int], pool: str | None) -> tuple[int, ...]:
+    """The numbers of latent groups; ValueError where there is no such group, or no such pooling."""
+    check(pool in (None, "mean"), f'pool = {shown(pool)}: must be None or "mean"')
     if isinstance(groups, str):
         check_choice("groups", groups, ("all",), 'not "all", nor a list of numbers')
         groups = range(plan.num_groups)
+    check(hasattr(groups, "__len__") and len(groups), f"groups = {shown(groups)}: give a list of numbers, as [0, 1]")
     return tuple(whole_number("groups", group, 0, plan.num_groups - 1) for group in groups)
 
 

@@ -37,7 +37,7 @@ class NVAETransformer(TransformerMixin, BaseEstimator):
         """Reads the model, and checks the images `X` and the settings."""
         self.model_ = load(self.model) if isinstance(self.model, str | os.PathLike) else self.model
         self._images(self._rows(X, reset=True))
-        feature_groups(self.model_.plan, self.groups)
+        feature_groups(self.model_.plan, self.groups, self.pool)
         return self
 
     def transform(self, X: Any) -> np.ndarray:
@@ -52,7 +52,7 @@ class NVAETransformer(TransformerMixin, BaseEstimator):
         return np.array(feature_names(self.model_.plan, self.groups, self.pool), object)
 
     def _rows(self, X: Any, reset: bool) -> np.ndarray:
-        X = X.reshape(len(X), -1) if getattr(X, "ndim", 2) == 4 else X
+        X = np.reshape(X, (len(X), -1)) if len(getattr(X, "shape", ())) == 4 else X
         return validate_data(self, X, reset=reset, dtype=np.float32)
 
     def _images(self, rows: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@ import functools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -43,4 +44,6 @@ def test_in_a_pipeline():
     np.testing.assert_array_equal(flat, model.features(images, pool="mean", batch_size=256))
     with pytest.raises(ValueError, match=r"X has 9 values for each image; this model's images are \(4, 4, 1\)"):
         NVAETransformer(model).fit(images[:, :3, :3])
+    np.testing.assert_array_equal(pipeline[0].transform(tf.constant(images)), flat)
     refuses("groups = 5: must be a whole number from 0 to 1", NVAETransformer(model, groups=[5]).fit, images)
+    refuses("pool = 'max': must be None", NVAETransformer(model, pool="max").fit, images)

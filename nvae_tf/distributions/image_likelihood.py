@@ -1,6 +1,7 @@
 """The likelihood p(x | z) of whole images, by name."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +23,7 @@ def register_likelihood(name: str) -> Callable[[type], type]:
     num_parameters]`, whose event is a value, a pixel or an image. With `exact_masses = True` it gives masses of the
     levels, so that scores in bits per value mean something. ValueError: the name is taken.
     """
-
-    def registered(kind: type) -> type:
-        register("likelihood", name, kind, (*LIKELIHOODS, NOISY_SIGNAL))
-        return kind
-
-    return registered
+    return functools.partial(register, "likelihood", name, (*LIKELIHOODS, NOISY_SIGNAL))
 
 
 @dataclasses.dataclass(frozen=True)

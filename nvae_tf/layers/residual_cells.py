@@ -35,8 +35,8 @@ def register_cell(name: str, parts: Sequence[str] = CellSet._fields) -> Callable
         for part in parts:
             check_choice(f"cell {name!r}: part", part, CellSet._fields)
         cells = latent_plan.CELL_SETS
-        full_name = register("cell_set", name, layer, cells)
-        cells[full_name] = cells["res_mbconv"]._replace(**dict.fromkeys(parts, LayerBranch(layer)))
+        register("cell_set", name, cells, layer)
+        cells[f"{layer.__module__}:{name}"] = cells["res_mbconv"]._replace(**dict.fromkeys(parts, LayerBranch(layer)))
         return layer
 
     return registered

@@ -231,8 +231,7 @@ class NVAE(FittedModel):
         positions instead of each. ValueError where there is no such group.
         Example: `rows = model.features(images, groups=[0, 1], batch_size=64)`
         """
-        check(pool in (None, "mean"), f'pool = {configuration.shown(pool)}: must be None or "mean"')
-        how = {"groups": feature_groups(self.plan, groups), "pool": pool}
+        how = {"groups": feature_groups(self.plan, groups, pool), "pool": pool}
         return self._in_batches(passes.features, batch_size, *self._rows(images, 0, labels), **how)
 
     @WITHOUT_AUTOGRAPH

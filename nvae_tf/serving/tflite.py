@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,6 @@ from nvae_tf.layers.normalization import FoldedWeights
 from nvae_tf.models import NVAE
 from nvae_tf.serving.device_signatures import DeviceSignatures, device_inputs, file_facts, folded_signatures, in_batches
 from nvae_tf.serving.outputs import MODES, SMALLEST_PSNR, check_new_tflite, report_file
-from nvae_tf.serving.saved_model import example_images
 from nvae_tf.serving.server_files import PAGE, model_facts, write_explorer
 from nvae_tf.serving.verification import DIVERGED, Arrays, run_alone
 
@@ -183,19 +182,18 @@ def write_static_page(
     output: pathlib.Path,
     name: str,
     source: Mapping[str, Any],
-    config: ExperimentConfig | None = None,
+    classes: Sequence[str] = (),
+    shown: Sequence[int] = (),
     folded: FoldedWeights | None = None,
 ) -> None:
     """Writes `output`, a new folder with the explorer as `index.html`, a model, and LiteRT.js, which npm gets.
 
-    `name` is the model's on the page, `config` has its data, for the names of classes and the channels that are shown.
-    Raises ValueError, and writes nothing, where the folder is not new, npm can't get LiteRT.js, or `export_tflite`
-    refuses the model.
+    `name` is the model's on the page, `classes` are the names of its classes (without: numbers), `shown` the channels
+    that are shown. Raises ValueError, and writes nothing, where the folder is not new, npm can't get LiteRT.js, or
+    `export_tflite` refuses the model.
     """
-    examples, shown = (example_images(config) or {}, config.data.display_channels) if config else ({}, ())
     facts = model_facts(config_to_dict(model.config), model.plan.latent_shapes(), shown)
-    classes = list(map(str, examples.get("classes", facts["classes"])))
-    facts |= {"classes": classes, "file": _PAGE_MODEL, "step": source.get("step", 0)}
+    facts |= {"classes": list(classes) or facts["classes"], "file": _PAGE_MODEL, "step": source.get("step", 0)}
     with atomic_folder(output, lambda: check_new_folder(output, f"--page={output}")) as folder:
         write_explorer(folder, {name: facts})
         (folder / PAGE).rename(folder / "index.html")
@@ -223,7 +221,8 @@ def _write_litert(folder: pathlib.Path) -> None:
         shutil.copyfile(packages / "core" / "package.json", folder / "package.json")
     script = folder / "core" / "index.js"
     # A page knows no names of packages.
-    script.write_text(script.read_text().replace('"@litertjs/wasm-utils"', '"../wasm-utils/index.js"'))
+    script.write_bytes(script.read_bytes().replace(b'"@litertjs/wasm-utils"', b'"../wasm-utils/index.js"'))
     # A folder nvae_tf.egg-info, which old builds leave behind, has no license.
     installed = importlib.metadata.distributions(name="nvae_tf")
-    (folder / "LICENSE").write_text(next(filter(None, (each.read_text("licenses/LICENSE") for each in installed))))
+    license = next(filter(None, (each.read_text("licenses/LICENSE") for each in installed)), "Apache License 2.0\n")
+    (folder / "LICENSE").write_text(license, "utf-8")
