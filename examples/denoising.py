@@ -62,7 +62,8 @@ def train(
         counts = {"train": count, "test": TEST_IMAGES}
         write_arrays(file, {s: noisy(clean(s, n, images), kind, seed) for seed, (s, n) in enumerate(counts.items())})
     settings = _RECIPE | {"data.path": file, "data.noise": kind, "train.steps": steps}
-    settings["data.noise_variance"] = ",".join(map(str, VARIANCE))  # has no effect on Gaussian noise
+    if kind == "poisson_gaussian":
+        settings["data.noise_variance"] = ",".join(map(str, VARIANCE))
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     return {"peak_memory_bytes": run_python("train.main", "--config=own_images", f"--workdir={workdir}", *flags)}
 

@@ -69,8 +69,8 @@ def intensities(values: tf.Tensor, num_bits: int, limits: tuple[float, ...] = ()
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """The number of full batches in `count` images; ValueError where there is none."""
     if not 1 <= batch_size <= count:
-        rule = f"of {count} training images it must be 1 to {count}: set train.batch_size (times the replicas)"
-        raise ValueError(f"The batch size is {batch_size}; {rule}.")
+        rule = f"it (train.batch_size times the replicas) must be from 1 to {count}"
+        raise ValueError(f"The batch size is {batch_size}, and there are {count} training images: {rule}.")
     return count // batch_size
 
 

@@ -39,6 +39,9 @@ def complete_config(settings: Mapping[str, Any], given: Iterable[str] = ()) -> E
 
 def complete_spec(spec: DataSpec) -> DataSpec:
     """The spec with what is None or "auto" decided: by the images and labels, the likelihood by `num_bits`."""
+    for name, usual, noise in (("noise_sigma", "estimate", "gaussian"), ("noise_variance", (), "poisson_gaussian")):
+        is_meant = spec.noise == noise or getattr(spec, name) == usual
+        check(is_meant, f"data.{name}: is for --config.data.noise={noise}, and data.noise is {spec.noise}")
     source = source_at(spec.path) if spec.source == "auto" else spec.source
     usual = "normal" if spec.range else "bernoulli" if spec.num_bits == 1 else "logistic_mixture"
     likelihood = NOISY_SIGNAL if spec.noise != "none" else spec.likelihood or usual

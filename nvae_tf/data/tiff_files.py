@@ -84,8 +84,8 @@ def _source(images: list[tuple[_Stack, int]], spec: DataSpec) -> ImageSource:
                 raise BadPicture(f"{stack.path}: has {height * width:,} pixels, {fix}")
             places.append((row, 0, 0))
         elif height < spec.height or width < spec.width:
-            size = f"{height}x{width} (height x width)"
-            raise BadPicture(f"{stack.path}: is {size}, smaller than crops of {spec.height}x{spec.width}; lower these")
+            size, fix = f"{height}x{width} (height x width)", "lower data.height and data.width, or leave this file out"
+            raise BadPicture(f"{stack.path}: is {size}, smaller than crops of {spec.height}x{spec.width}; {fix}")
         else:
             sides = range(0, height - spec.height + 1, spec.height), range(0, width - spec.width + 1, spec.width)
             places += itertools.product([row], *sides)

@@ -39,7 +39,7 @@ def check_batch(images: Any, config: ModelConfig) -> tf.Tensor:
         raise ValueError(f"a batch is a dictionary of {names}; this model takes the images alone: {fix}")
     images, expected = as_tensor(images, "images"), config.image_shape
     if images.shape.rank != 4 or images.shape[1:] != expected:
-        fix = "resize them, or set model.image_height, image_width and image_channels to what they are"
+        fix = "resize them, or train a model with their model.image_height, image_width and image_channels"
         if images.shape == expected:
             fix = "a single image needs a batch axis: images[None]"
         form = f"[batch, {', '.join(map(str, expected))}]"

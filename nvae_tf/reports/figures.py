@@ -35,7 +35,6 @@ _POINTS = 72 / _DPI
 _MOST_CLASSES = 10  # columns with captions
 _FRAME = (176, 180, 186, 255)
 _SCORES = {"mahalanobis": "Mahalanobis distance", "kl": "sum of the KLs, in nats"}
-_LARGEST_DEVIATION = 0.5  # the standard deviation that is white; values in [0, 1] have no larger one
 Array, Shapes, Blocks = np.ndarray, Sequence[tuple[int, int, int]], Sequence[tuple[str, int]]
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 Scores = Mapping[str, Mapping[str, Array]]  # {set: {score: [images]}}; the first set is like the training images
@@ -294,12 +293,13 @@ def restorations(measured: Array, restored: Array, originals, deviation, about, 
     parts |= {f"draw {number}": draw for number, draw in enumerate(draws(), 1)}
     if deviation is not None:
         has_alpha = channels in (2, 4) and not (about and about.channels)
-        colors = deviation[..., : channels - has_alpha].mean(axis=-1, keepdims=True) / _LARGEST_DEVIATION
-        parts["deviation"] = np.repeat(colors, channels, axis=-1)
+        colors = deviation[..., : channels - has_alpha].mean(axis=-1, keepdims=True)
+        largest = max(colors.max(), 1e-6)
+        parts["deviation"] = np.repeat(colors / largest, channels, axis=-1)
         if has_alpha:
             parts["deviation"][..., -1] = 1.0
         text = "The deviation of a pixel is its standard deviation over restorations from several draws; "
-        text += f"white is {_LARGEST_DEVIATION}."
+        text += f"white is {largest:.2g}, where 1 is the range of the values."
     rows = [Row("", images) for images in zip(*parts.values(), strict=True)]
     return image_figure(f"{done.capitalize()} images", text, rows, about, blocks=[(name, 1) for name in parts])
 

@@ -50,12 +50,17 @@ class RunOutputs:
         made = f", {steps:,} of them made in {duration(seconds)}" if steps else ""
         words = f"{self._folder.path} has all its {self._total:,} steps{made}."
         if self._run.replicas.is_chief:
-            nelbo, place = self.test_score(self._total), shlex.quote(str(self._folder.path))
+            nelbo, place = self.test_score(self._total), f"--workdir={shlex.quote(str(self._folder.path))}"
+            next_commands = f"nvae-evaluate {place}", f"nvae-generate {place} --output=samples.png"
+            if self._run.config.model.is_denoising:
+                next_commands = (
+                    f"nvae-evaluate {place} --metrics=noise",
+                    f"nvae-generate denoise {place} --output=d.png",
+                )
             words += (
                 f"\nTest score: {self._score_text(nelbo)} "
                 f"({self._run.test_images.count:,} images; an upper bound of the negative log-likelihood, lower is "
-                f"better).\nNext: nvae-evaluate --workdir={place}\n"
-                f"      nvae-generate --workdir={place} --output=samples.png"
+                f"better).\nNext: {next_commands[0]}\n      {next_commands[1]}"
             )
         self.status.print(words)
 

@@ -113,7 +113,10 @@ def test_evaluation_binarizes_by_seed_and_number_whatever_the_batch_size():
 def test_impossible_requests_are_refused():
     train, evaluate = pipeline.training_batches, pipeline.evaluation_batches
     for request_, message in (
-        (lambda s: train(s, NUMBERED, 64, 0), "batch size is 64; of 50 training images it must be 1 to 50"),
+        (
+            lambda s: train(s, NUMBERED, 64, 0),
+            "batch size is 64, and there are 50 training images: it .* must be from 1 to 50",
+        ),
         (lambda s: evaluate(s, NUMBERED, 0, 0), "batch size is 0"),
         (lambda s: train(s, DIGITS, 8, 0), r"\[8,8,8,1\] and \[8,4,2,1\]"),
         (lambda s: train(s, NUMBERED, 24, 7, shard=pipeline.Shard(0, 5)), "24 can't be shared evenly by 5 processes"),

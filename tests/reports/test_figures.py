@@ -69,7 +69,7 @@ reconstructions|original|reconstruction|latents of the top 1 of 2.
 nearest|sample|most similar training images, the nearest first|0.125
 interpolation|original|decoded from the latents between|0|0.25|0.5|0.75|1
 variants|original|groups 2–35 redrawn|Kept.|-2|0|1
-restorations|measured|restored|original|deviation|white is 0.5
+restorations|measured|restored|original|deviation|white is 1,
 group_decisions|sample|all groups redrawn|groups 1–35 redrawn|group 35 redrawn
 kl_per_group|group 0 (4×4)|group 35 (8×8)|{kl()[35, 0]:.2f}|nats per image
 kl_per_channel|group 0 (4×4): |1|5|20|0.001|10|active above 0.01
