@@ -46,7 +46,7 @@ MISTAKES = [
     (NEW_RUN + "recipe=quick", "setting recipe = 'quick': not one of the choices (published, efficient)"),
     ("train.main --workdir=x --config.recipe=efficient", "--config.recipe: a recipe changes a preset or a file of"),
     (NEW_RUN + "size=huge", "setting size = 'huge': not one of the choices (tiny, small, medium, published)"),
-    (NEW_RUN + "train.batch_size=1438", "The batch size is 1438; of 1437 training images"),
+    (NEW_RUN + "train.batch_size=1438", "The batch size is 1438, and there are 1437 training images"),
     ("train.launch --processes=2 -- --config=digits", "--workdir is missing"),
     ("train.launch --processes=2 -- --config.train.batch_sise=2 --workdir=x", "--config.train.batch_size"),
     ("train.launch --workdir=x", "--workdir=x: flags of nvae-train stand after a --; for example `nvae-launch --proc"),
