@@ -6,8 +6,8 @@
 
 The path is a folder of pictures (PNG, JPEG, WebP, BMP, GIF, TIFF; any tree of sub-folders), a .npy or .npz file, or a
 folder of IDX files; with --config.data.source=tfds --config.data.source_name=NAME the images come from TensorFlow
-Datasets. Their size, channels (1 to 4) and bits are found by looking; pictures with other channels or bits than most
-are converted (data.convert). Where they have different sizes, say what to do:
+Datasets. Their size and channels (1 to 4) are found by looking; models see 8 bits (data.num_bits). Pictures with other
+channels or bits than most are converted (data.convert). Where they have different sizes, say what to do:
 
     --config.data.resize=crop --config.data.height=64      (or stretch; data.width too where it is another)
 

@@ -19,7 +19,7 @@ from typing import Annotated
 from nvae_tf import command_line
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 
-_TOLERANCE_HELP = "How far another machine's numbers may be off, relative to 1 + their size; at most 2^-12."
+_TOLERANCE_HELP = "How far another machine's numbers may be off, relative to 1 + their size; at most 2^-13."
 
 
 def main(

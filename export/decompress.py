@@ -37,8 +37,10 @@ def main(
 
     check_output(pathlib.Path(output))
     needed = f"{input}: needs the model with weights of SHA-256 {header['sha256']}..."
+    if not (workdir or header.get("model")):
+        raise ValueError(f"{needed}; say where it is: --workdir=RUN")
     try:
-        source = coding_model(workdir or header.get("model") or ".")
+        source = coding_model(workdir or header["model"])
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{needed}, and {error}; say where it is: --workdir=RUN") from None
     status = StatusLine()

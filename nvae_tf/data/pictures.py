@@ -259,7 +259,7 @@ def check_form(where: object, channels: int | None, bits: int, spec: DataSpec) -
         if value in (None, expected) or (spec.range and what == "bits"):
             continue
         if spec.dtype != "uint8" or (what == "channels" and max(value, expected) > len(_CHANNEL_MODES)):
-            fix = f"leave this file out, or train with data.{setting}={value}"
+            fix = f"train with data.{setting}={value}, or leave these images out"
             raise BadPicture(f"{where}: has {value} {what}, but data.{setting} is {expected}; {fix}")
         if not spec.convert:
             fix = "--config.data.convert=True (of nvae-generate --convert) converts images as they are read"
@@ -295,7 +295,8 @@ def in_type(images: np.ndarray, spec: DataSpec, where: object) -> np.ndarray:
     if not (low <= least <= most <= high or spec.noise != "none"):
         limit, fix = f"data.num_bits = {spec.num_bits} go to {high}", f"set it to {int(most).bit_length()}"
         if spec.range:
-            limit, fix = f"data.range is {low:g},{high:g}", f"set it to {least:g},{most:g}, or clip the values"
+            fix = f"set it to {min(low, least)},{max(high, most)} or wider, or clip the values"
+            limit = f"data.range is {low:g},{high:g}"
         raise BadPicture(f"{where}: has values from {least:g} to {most:g}, and {limit}; {fix}")
     return images.astype(spec.dtype, copy=False)
 

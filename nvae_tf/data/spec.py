@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nvae_tf.config import NOISY_SIGNAL, DataSpec, ExperimentConfig, check, check_choice, config_from_dict
+from nvae_tf.config import NOISY_SIGNAL, DataSpec, ExperimentConfig, check, check_choice, config_from_dict, shown
 from nvae_tf.data.sources import class_names, first_image, load_split, source_at, spread_numbers
 from nvae_tf.data_sets import MODEL_SETTINGS
 from nvae_tf.errors import require
@@ -41,7 +41,8 @@ def complete_spec(spec: DataSpec) -> DataSpec:
     """The spec with what is None or "auto" decided: by the images and labels, the likelihood by `num_bits`."""
     for name, usual, noise in (("noise_sigma", "estimate", "gaussian"), ("noise_variance", (), "poisson_gaussian")):
         is_meant = spec.noise == noise or getattr(spec, name) == usual
-        check(is_meant, f"data.{name}: is for --config.data.noise={noise}, and data.noise is {spec.noise}")
+        fault = f"is for --config.data.noise={noise}, and data.noise is {spec.noise}; leave {name} out"
+        check(is_meant, f"data.{name} = {shown(getattr(spec, name))}: {fault}")
     source = source_at(spec.path) if spec.source == "auto" else spec.source
     usual = "normal" if spec.range else "bernoulli" if spec.num_bits == 1 else "logistic_mixture"
     likelihood = NOISY_SIGNAL if spec.noise != "none" else spec.likelihood or usual

@@ -40,6 +40,7 @@ def measure_probe(task: EvaluationTask, sources: Sequence[ImageSource]) -> dict[
     from threadpoolctl import threadpool_limits
 
     kinds, (labels, test_labels) = _representations(task, sources)
+    check(len(np.unique(labels)) > 1, f"--metrics=probe: the {len(labels):,} images that it takes are of one class")
     count = len(labels)
     probes = {"logistic regression": LogisticRegression(max_iter=1000), "nearest neighbors": KNeighborsClassifier()}
     counts = [*(number for number in LABELS if number < count), count]

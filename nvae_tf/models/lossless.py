@@ -202,8 +202,8 @@ def compress(
     `about` adds to the header (container.py). With `verify` each chunk is decoded. `progress` gets each chunk.
     """
     chunk = min(whole_number("chunk", chunk, 1, 2**16), max(1, LARGEST_CHUNK // levels[0].size), len(levels))
-    # Up to here a mark is enough, whatever the scale of a logistic (e^7 at most).
-    tolerance = real_number("tolerance", tolerance, "must be above 0, and at most 2^-12", math.ulp(0.0), 2.0**-12)
+    # Up to here a mark is enough, whatever the inverse scales of the logistics (e^7 at most).
+    tolerance = real_number("tolerance", tolerance, "must be above 0, and at most 2^-13", math.ulp(0.0), 2.0**-13)
     check(source.folded is None, "an export decompresses alone: compress by the run that it was made of")
     if source.model.config.num_classes:
         fix = "give labels (nvae-compress: a .npz file that has them, or folders with the names of the classes)"
@@ -216,7 +216,8 @@ def compress(
         rows = levels[first : first + chunk], classes[first : first + chunk]
         encoded = codec.encode(*rows)
         if verify:
-            with wrap_read_errors("a chunk can't be decoded (", "); nothing is written: give a larger tolerance"):
+            fix = "); nothing is written: give a larger tolerance, at most 2^-13"
+            with wrap_read_errors("a chunk can't be decoded (", fix):
                 # Another size of batches has other last digits. The checksum compares the pixels.
                 codec.decode(encoded.data, rows[1], extra_rows=1)
         chunks.append(encoded.data)

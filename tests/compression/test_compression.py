@@ -205,7 +205,7 @@ def test_values_between_the_levels_other_weights_and_wrong_settings_are_refused(
     model, images, _, labels = made("gray, with classes")
     between = images * np.float32(0.99)
     refuses("values between the 256 levels of the model: they would be lost", model.compress, between, labels)
-    for settings, line in ({"chunk": 0}, "chunk"), ({"tolerance": 1e-3}, "at most 2\\^-12"):
+    for settings, line in ({"chunk": 0}, "chunk"), ({"tolerance": 1e-3}, "at most 2\\^-13"):
         refuses(line, model.compress, images, labels, **settings)
     with pytest.raises(ValueError, match=r"made with the weights of SHA-256 [0-9a-f]{20}\.\.\. \(no place is noted\)"):
         shaken(tiny_model(**KINDS["binary"]), by=0.2).decompress(compressed("binary")[0])

@@ -150,12 +150,12 @@ def test_deep_values_stay_as_they_are_up_to_the_graph(array, settings, save, tmp
     ("array", "settings", "message"),
     [
         (DEEP, {"num_bits": 11}, "has values from .* to 40.*, and data.num_bits = 11 go to 2047; set it to 12"),
-        (FLOATS, {"range": (0, 500)}, "has values from -.*, and data.range is 0,500; set it to -.*, or clip"),
+        (FLOATS, {"range": (0, 500)}, "values from -.*, and data.range is 0,500; set it to -.*,500.* or wider"),
         (np.where(FLOATS > 200, np.nan, FLOATS), {"range": (-900, 900)}, r"has NaN \(not a number\) or infinite"),
         (
             DEEP,
             {"channels": 3},
-            "has 9 channels, but data.channels is 3; leave this file out, or train with data.channels=9",
+            "has 9 channels, but data.channels is 3; train with data.channels=9, or leave these images out",
         ),
     ],
 )

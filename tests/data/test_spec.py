@@ -133,7 +133,7 @@ def test_noise_decides_the_likelihood_and_is_estimated_where_it_is_not_given(tmp
     # The variance of a stored number of -100 is 100, and of 300 it is 900.
     assert completed(tmp_path / "noisy.npy", **poisson).model.noise_variance == pytest.approx((2 / 400, 100 / 400**2))
     for wrong in (given | dict(noise_variance=(2.0, 300.0)), poisson | dict(noise_sigma="40")):
-        refuses(r"data.noise_\w+: is for --config.data.noise=\w+, and data.noise is", completed, "noisy.npy", **wrong)
+        refuses(r"data.noise_\w+ = .*: is for --config.data.noise=\w+, and .*; leave", completed, "noisy.npy", **wrong)
     np.save(tmp_path / "clean.npy", np.zeros([20, 28, 28], np.float32))
     refuses("the images show no noise; give --config.data.noise_sigma", completed, tmp_path / "clean.npy", **given)
     # Values beyond the range are taken with the noise that they come from, but no NaN.
