@@ -13,13 +13,10 @@ Exit code: 0 written, 2 a mistake, or images that don't come back; nothing is wr
 """
 
 import pathlib
-import time
 from typing import Annotated
 
 from nvae_tf import command_line
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
-
-_TOLERANCE_HELP = "How far another machine's numbers may be off, relative to 1 + their size; at most 2^-13."
 
 
 def main(
@@ -27,7 +24,7 @@ def main(
     output: Annotated[str | None, "The file to write, .nvc."] = None,
     workdir: Annotated[str | None, f"{command_line.RUN_HELP} Or a .keras file."] = None,
     chunk: Annotated[int, "Images of a chunk, which is decoded by itself; larger ones are smaller in all.", 1] = 500,
-    tolerance: Annotated[float, _TOLERANCE_HELP] = 2.0**-17,
+    tolerance: Annotated[float, "How far other machines' numbers x may be off, of 1 + |x|; at most 2^-13."] = 2.0**-17,
     verify: Annotated[bool, "Decode each chunk to be sure."] = True,
     overwrite: Annotated[bool, "Replace what is at --output already."] = False,
     info: Annotated[str | None, "Only tell what is in this file."] = None,
@@ -43,21 +40,19 @@ def main(
     from nvae_tf.files import atomic_write
     from nvae_tf.generation.image_sets import read_set
     from nvae_tf.models.lossless import compress
-    from nvae_tf.progress import StatusLine, counted
+    from nvae_tf.progress import ImageProgress, StatusLine, counted
     from nvae_tf.serving.saved_model import coding_model
 
     source = coding_model(workdir)
     levels, labels, about = read_set(input, source.model.config, source.class_names)
-    status, started, encoded = StatusLine(), time.monotonic(), []
+    status, encoded = StatusLine(), []
+    progress = ImageProgress(status.show_if_due, len(levels))
 
-    def progress(part):
+    def count(part):
         encoded.append(part)
-        done, bits = sum(each.images for each in encoded), 8 * sum(len(each.data) for each in encoded)
-        speed, rate = done / (time.monotonic() - started), bits / done / levels[0].size
-        text = f"{done:,} of {len(levels):,} images, {speed:,.3g} images/s, {rate:.4f} bits/dim"
-        status.show_if_due(text, done / len(levels))
+        progress.add(part.images)
 
-    data = compress(source, levels, labels, about | {"model": workdir}, chunk, tolerance, verify, progress)
+    data = compress(source, levels, labels, about | {"model": workdir}, chunk, tolerance, verify, count)
     atomic_write(place, data)
     bits, chunks = 8 * len(data), 8 * sum(len(each.data) for each in encoded)
     status.print(

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -52,12 +52,11 @@ class Stack:
 
     def __init__(self, checksum: int = 0, data: bytes | None = None):
         if data is None:  # the coder's last word must not be zero
-            words = np.append(_SUPPLY, np.array([checksum, 1], np.uint32))
-        else:
-            stored = np.frombuffer(data[2:] + bytes(-len(data[2:]) % 4), "<u4")
-            words = np.concatenate([_SUPPLY[: int.from_bytes(data[:2], "little")], stored.astype(np.uint32)])
-        self.mark_bits = 0.0  # what all marks took
-        self._coder = stream.stack.AnsCoder(words)
+            data = len(_SUPPLY).to_bytes(2, "little") + checksum.to_bytes(4, "little") + b"\1"
+        stored = np.frombuffer(data[2:] + bytes(-len(data[2:]) % 4), "<u4")
+        words = np.concatenate([_SUPPLY[: int.from_bytes(data[:2], "little")], stored])
+        self.mark_bits = 0  # what all marks took
+        self._coder = stream.stack.AnsCoder(words.astype(np.uint32))
 
     def push(self, symbols: np.ndarray, model: Any, *parameters: Any) -> None:
         """Encodes whole numbers; parameters of the model are broadcast to their shape."""
@@ -69,15 +68,11 @@ class Stack:
         rows = [np.broadcast_to(each, shape).ravel() for each in parameters]
         return np.reshape(self._coder.decode(model, *rows or [math.prod(shape)]), shape)
 
-    def push_marks(self, marks: np.ndarray, rate: float) -> None:
-        """Encodes marks, see `rounded`, of which about this fraction is not 0."""
-        masses = _masses_of_marks(rate)
-        self.mark_bits -= float(np.bincount(np.ravel(marks), minlength=3) @ np.log2(masses))
-        self.push(marks, stream.model.Categorical(masses, perfect=False))
-
-    def pop_marks(self, shape: tuple[int, ...], rate: float) -> np.ndarray:
-        """Decodes marks."""
-        return self.pop(shape, stream.model.Categorical(_masses_of_marks(rate), perfect=False))
+    def push_marks(self, marks: np.ndarray, model: Any) -> None:
+        """Encodes marks, see `rounded`."""
+        before = self._coder.num_valid_bits()
+        self.push(marks, model)
+        self.mark_bits += self._coder.num_valid_bits() - before
 
     def data(self) -> tuple[bytes, int]:
         """The stack for a file, and the number of bits that the first images' draws took of the supply."""
@@ -89,14 +84,12 @@ class Stack:
         return data, 32 * (len(_SUPPLY) - untouched)
 
 
-def _masses_of_marks(rate: float) -> np.ndarray:
-    rate = min(rate, 0.5)
-    return np.array([1.0 - rate, rate / 2.0, rate / 2.0])
+def _model_of_marks(kind: str, tolerance: float) -> Any:
+    rate = min(_MARKED[kind] * tolerance, 0.5)
+    return stream.model.Categorical(np.array([1.0 - rate, rate / 2.0, rate / 2.0]), perfect=False)
 
 
-def rounded(
-    values: np.ndarray, slack: np.ndarray, position: Callable[[np.ndarray], np.ndarray], marks: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def rounded(values: np.ndarray, slack: np.ndarray, position: Callable, marks: np.ndarray | None = None) -> tuple:
     """The whole numbers nearest to the `position` of values, int32, and marks (after Tian et al., arXiv 2309.11276).
 
     Other machines compute values up to `slack` away. The encoder marks a number that they may round to the other side:
@@ -126,13 +119,13 @@ class LatentCoder:
         self.exponents = np.concatenate(digits).astype(np.int32)  # of all values
         ends = itertools.accumulate(map(len, digits), initial=0)
         self.groups = [slice(*each) for each in itertools.pairwise(ends)]
-        self._tolerance, self.rate = tolerance, _MARKED["latents"] * tolerance
+        self._tolerance, self.marks = tolerance, _model_of_marks("latents", tolerance)
         self._offset = stream.model.QuantizedGaussian(-_REACH, _REACH)
         farthest = _FARTHEST_MEAN * 2**_FINEST + _REACH
         # N(0, 1) in bins: the model of the latents, its means and its sigmas
         self.prior = stream.model.QuantizedGaussian(-farthest, farthest), 0.0, 2.0**self.exponents
 
-    def posterior(self, outputs: np.ndarray, group: slice, marks=None) -> tuple[tuple, np.ndarray]:
+    def _posterior(self, outputs: np.ndarray, group: slice, marks=None) -> tuple[tuple, np.ndarray]:
         """The posterior of a group's whitened means and log2 sigmas `[2, batch, values]`, rounded, and their marks.
 
         It is the whole bin below the mean, the mean from there, and sigma, in bins, each `[batch, values]`.
@@ -148,14 +141,14 @@ class LatentCoder:
         sigmas = np.sqrt(4.0 ** (sigmas / _PER_OCTAVE) - 1.0 / 12.0)
         return (means // _PER_BIN, means % _PER_BIN / _PER_BIN, sigmas), marks
 
-    def draw(self, stack: Stack, posterior: tuple) -> np.ndarray:
-        """Latents drawn from the posterior of a group, with bits of the stack."""
-        center, *parameters = posterior
-        return center + stack.pop(center.shape, self._offset, *parameters)
+    def draw(self, stack: Stack, outputs: np.ndarray, group: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Latents drawn from the posterior of a group, with bits of the stack, and the marks of the posterior."""
+        (center, *parameters), marks = self._posterior(outputs, group)
+        return center + stack.pop(center.shape, self._offset, *parameters), marks
 
-    def give_back(self, stack: Stack, latents: np.ndarray, posterior: tuple) -> None:
+    def give_back(self, stack: Stack, latents: np.ndarray, outputs: np.ndarray, marks: np.ndarray) -> None:
         """Gives the stack the bits of the draws of all groups back."""
-        center, *parameters = posterior
+        (center, *parameters), _ = self._posterior(outputs, slice(None), marks)
         offsets = np.clip(latents - center, -_REACH, _REACH)  # beyond are only latents of a damaged file
         for group in reversed(self.groups):
             stack.push(offsets[:, group], self._offset, *(each[:, group] for each in parameters))
@@ -185,7 +178,7 @@ class PixelCoder:
 
     def __init__(self, likelihood: ImageLikelihood, tolerance: float):
         self._likelihood, self._tolerance = likelihood, tolerance
-        self._rate, self._decision = _MARKED[likelihood.name] * tolerance, stream.model.Bernoulli(perfect=False)
+        self._marks, self._decision = _model_of_marks(likelihood.name, tolerance), stream.model.Bernoulli(perfect=False)
 
     def push(self, stack: Stack, parameters: tf.Tensor, levels: np.ndarray) -> None:
         """Encodes levels."""
@@ -195,13 +188,13 @@ class PixelCoder:
             coded.append((levels[..., channels] >> bit & 1, _PROBABILITIES[numbers], marks))
         for decisions, probabilities, marks in reversed(coded):
             stack.push(decisions, self._decision, probabilities)
-            stack.push_marks(marks, self._rate)
+            stack.push_marks(marks, self._marks)
 
     def pop(self, stack: Stack, parameters: tf.Tensor) -> np.ndarray:
         """Decodes levels."""
         levels = np.zeros((*parameters.shape[:3], self._likelihood.channels), np.uint8)
         for channels, bit, odds, slack in self._decisions(parameters, levels):
-            numbers, _ = rounded(odds, slack, _position, stack.pop_marks(odds.shape, self._rate))
+            numbers, _ = rounded(odds, slack, _position, stack.pop(odds.shape, self._marks))
             decisions = stack.pop(odds.shape, self._decision, _PROBABILITIES.take(numbers, mode="clip"))
             levels[..., channels] |= (decisions << bit).astype(np.uint8)
         return levels
@@ -210,66 +203,43 @@ class PixelCoder:
         """Channels, a bit of their levels, its log-odds `[batch, height, width, channels]`, and what a tolerance of 1
         would change of them, in turn. `levels` must have the bits before by then.
         """
-        if self._likelihood.name == "bernoulli":
+        likelihood, num_bits = self._likelihood, self._likelihood.num_bits
+        if likelihood.name == "bernoulli":
             odds = parameters.numpy()
             yield slice(None), 0, odds, 2.0 * (1.0 + np.abs(odds))
             return
-        for channel in range(self._likelihood.channels):
-            mixture = _conditional_mixture(parameters, levels, channel, self._likelihood)
-            for bit in reversed(range(self._likelihood.num_bits)):
-                half = tf.constant(2.0**bit, tf.float64)
-                both = _log_odds(mixture, levels[..., channel], half, self._likelihood.num_bits)
-                yield slice(channel, channel + 1), bit, *(each.numpy()[..., np.newaxis] for each in both)
-
-
-class _Mixture(NamedTuple):
-    """The logistics of a channel given those before, on the [-1, 1] scale: float64 `[batch, height, width, each]`."""
-
-    weights: tf.Tensor
-    means: tf.Tensor
-    inverse_scales: tf.Tensor
-
-    def shares(self, low: tf.Tensor, high: tf.Tensor, num_bits: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """The mass of the levels `low ... high - 1`, and the share that each logistic has in it."""
-        lower, upper = (self._scaled_edge(level, num_bits) for level in (low, high))
-        # On the side of the smaller tail: as a difference of small numbers.
-        sign = tf.where(lower > 0.0, tf.constant(-1.0, tf.float64), 1.0)
-        each = sign * (tf.sigmoid(sign * upper) - tf.sigmoid(sign * lower))
-        joint = self.weights * (_LEAST_MASS + each)
-        mass = tf.reduce_sum(joint, axis=-1, keepdims=True)
-        return mass[..., 0], joint / mass
-
-    def _scaled_edge(self, level: tf.Tensor, num_bits: int) -> tf.Tensor:
-        """The lower edge of levels, from the means, in units of the scales; the outer bins have whole tails."""
-        value = (2.0 * level - 1.0) / (2**num_bits - 1) - 1.0
-        far = tf.constant(1e9, tf.float64)
-        value = tf.where(level <= 0.0, -far, tf.where(level >= 2.0**num_bits, far, value))
-        return (value[..., tf.newaxis] - self.means) * self.inverse_scales
+        # On the [-1, 1] scale and in double precision.
+        split = split_mixture_parameters(parameters, likelihood.channels, likelihood.num_mixtures)
+        logits, *rows = (tf.cast(each, tf.float64) for each in split)
+        means, log_scales, coefficients = (tf.unstack(each, axis=-2) for each in rows)
+        weights, values = tf.nn.softmax(logits), []
+        edges = (2.0 * np.arange(2**num_bits + 1) - 1.0) / (2**num_bits - 1) - 1.0
+        edges[[0, -1]] = -1e9, 1e9  # the outer levels have whole tails
+        for channel, log_scale in enumerate(log_scales):
+            level = levels[..., channel, np.newaxis]  # a view
+            logistics = autoregressive_mean(channel, means, coefficients, values), tf.exp(-log_scale)
+            for bit in reversed(range(num_bits)):
+                low = level.astype(int) >> bit + 1 << bit + 1
+                between = edges[np.stack([low + (each << bit) for each in range(3)])]
+                *both, shares = _log_odds(weights, *logistics, between)
+                yield slice(channel, channel + 1), bit, *(each.numpy() for each in both)
+            weights = tf.where(level % 2 == 1, shares[1], shares[0])  # given the channels so far
+            values.append(2.0 * level / (2**num_bits - 1) - 1.0)
 
 
 @functools.partial(tf.function, autograph=False, reduce_retracing=True)
-def _conditional_mixture(parameters, levels, channel: int, likelihood: ImageLikelihood) -> _Mixture:
-    logits, *rows = split_mixture_parameters(parameters, likelihood.channels, likelihood.num_mixtures)
-    means, log_scales, coefficients = (tf.unstack(tf.cast(each, tf.float64), axis=-2) for each in rows)
-    levels, weights = tf.cast(levels, tf.float64), tf.nn.softmax(tf.cast(logits, tf.float64))
-    values = tf.unstack(2.0 * levels[..., tf.newaxis] / (2**likelihood.num_bits - 1) - 1.0, axis=-2)
-    for each in range(channel + 1):
-        mean = autoregressive_mean(each, means, coefficients, values)
-        mixture = _Mixture(weights, mean, tf.exp(-log_scales[each]))
-        if each < channel:
-            _, weights = mixture.shares(levels[..., each], levels[..., each] + 1.0, likelihood.num_bits)
-    return mixture
-
-
-@functools.partial(tf.function, autograph=False, reduce_retracing=True)
-def _log_odds(mixture: _Mixture, levels, half, num_bits: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """The log-odds that a channel is in the upper `half` of the levels `low ... low + 2 half - 1`, which has `levels`;
-    and about how much they change, relative to the tolerance, where the network's outputs change by it.
+def _log_odds(weights, means, inverse_scales, edges) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The log-odds `[..., 1]` of the upper of two ranges of levels, between three `edges` `[3, ..., 1]`, by logistics
+    `[..., each]`; about how much they change, relative to the tolerance, where the network's outputs change by it; and
+    the share that each logistic has in the mass of each range.
     """
-    low = tf.floor(tf.cast(levels, tf.float64) / (2.0 * half)) * 2.0 * half
-    below, shares = mixture.shares(low, low + half, num_bits)
-    above, others = mixture.shares(low + half, low + 2.0 * half, num_bits)
-    odds = tf.math.log(above / below)
+    scaled = (edges - means) * inverse_scales
+    # From the side of the smaller tail: differences of small numbers.
+    sign = tf.where(scaled[1] > 0.0, tf.constant(-1.0, tf.float64), 1.0)
+    cumulative = sign * tf.sigmoid(sign * scaled)
+    joint = weights * (_LEAST_MASS + (cumulative[1:] - cumulative[:2]))
+    masses = tf.reduce_sum(joint, axis=-1, keepdims=True)
+    odds, shares = tf.math.log(masses[1] / masses[0]), joint / masses
     # The log of a mass changes by at most its inverse scale with a mean; errors of several outputs do not add up.
-    moved = tf.norm(tf.maximum(shares, others) * mixture.inverse_scales, axis=-1)
-    return odds, 1.0 + tf.abs(odds) + moved
+    moved = tf.norm(tf.reduce_max(shares, axis=0) * inverse_scales, axis=-1, keepdims=True)
+    return odds, 1.0 + tf.abs(odds) + moved, shares

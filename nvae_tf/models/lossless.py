@@ -20,11 +20,10 @@ import tensorflow as tf
 from nvae_tf.compression.coders import LatentCoder, PixelCoder, Stack, bins_and_draws
 from nvae_tf.compression.container import LARGEST_CHUNK, packed, unpacked
 from nvae_tf.config import check, real_number, whole_number
-from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 from nvae_tf.errors import wrap_read_errors
 from nvae_tf.layers import FoldedPass, FoldedWeights, folded_weights
 from nvae_tf.models import passes
-from nvae_tf.models.latents import GroupLayers, LatentSample, check_labels
+from nvae_tf.models.latents import GroupLayers, LatentSample, PosteriorSource, PriorSource, check_labels
 
 _SAMPLED = 128  # images by which the bins of latents are chosen
 _CODER = f"constriction {importlib.metadata.version('constriction').rpartition('.')[0]}"
@@ -44,27 +43,26 @@ class Encoded(NamedTuple):
     """A chunk of images, and parts of its size."""
 
     data: bytes
-    images: int
     start: int  # bits of the first images' draws, which nothing gives back
-    marks: float  # bits of the marks of values near a tie
+    marks: int  # bits of the marks of values near a tie
+    images: int
 
 
 class WhitenedSource(NamedTuple):
     """The source of a group's latents, which `choose` gives in sigmas of the prior, `[batch, values]`.
 
-    It gets the posterior's means and log2 sigmas, relative to the prior, `[2, batch, values]`; None without `feature`.
+    It gets the posterior's means and log2 sigmas, relative to the prior, `[2, batch, values]`; None without posterior.
     """
 
     choose: Callable[[tf.Tensor | None], tf.Tensor]
     channels: np.ndarray  # the coded ones
-    feature: tf.Tensor | None  # of the bottom-up network
+    source: PosteriorSource | PriorSource  # of the prior and the posterior
 
     def draw(self, layers: GroupLayers, state: tf.Tensor) -> LatentSample:
         """The latent of the group whose layers and incoming state these are."""
-        parameters, outputs, batch = layers.prior(state), None, tf.shape(state)[0]
-        prior = soft_clamped_normal(parameters)
-        if self.feature is not None:
-            posterior = soft_clamped_normal(layers.posterior(state, self.feature, parameters))
+        latent, outputs, batch = self.source.draw(layers, state), None, tf.shape(state)[0]
+        prior, posterior = latent.prior, latent.posterior
+        if posterior is not None:
             ratio = tf.math.log(posterior.scale / prior.scale) / math.log(2.0)
             both = tf.stack([(posterior.loc - prior.loc) / prior.scale, ratio])
             outputs = tf.reshape(tf.gather(both, self.channels, axis=-1), [2, batch, -1])
@@ -77,24 +75,20 @@ class WhitenedSource(NamedTuple):
 class Codec:
     """Encodes and decodes chunks of images, uint8 levels `[count, height, width, channels]`, and classes `[count]`.
 
-    Args:
-      source: the model. One without classes disregards those given.
-      bins: the bins of each group, see `LatentCoder`.
-      growth: how many images are on the stack for each image of a batch: the first batches are small, since they draw
-        from bits that are there.
-      tolerance: how far another machine's outputs of the network may be off, relative to 1 + their size.
+    A model without classes disregards them. `bins` are of each group, see `LatentCoder`. A batch has an image for each
+    `growth` images on the stack: the first are small, since they draw from bits that are there. Another machine's
+    outputs of the network may be off by the `tolerance`, relative to 1 + their size.
     """
 
     def __init__(self, source: ModelWithWeights, bins: list[str], growth: int, tolerance: float):
-        self._model, self._growth, config = source.model, growth, source.model.config
+        self._model, self._growth, self.shape = source.model, growth, source.model.config.image_shape
         self._folded = source.folded or folded_weights(source.model._stacks())
         # TensorFloat-32 of GPUs would move the outputs by more than any tolerance.
         tf.config.experimental.enable_tensor_float_32_execution(False)
-        self.shape = config.image_shape
         self._latents = LatentCoder(bins, source.model.plan.latent_shapes(), tolerance)
         self._pixels = PixelCoder(source.model.likelihood, tolerance)
         numbers = math.prod(self.shape[:2]) * source.model.likelihood.num_parameters
-        self._most_batch = min(_MOST_BATCH, max(1, _MOST_NUMBERS // numbers))
+        self._most_batch = min(_MOST_BATCH, _MOST_NUMBERS // numbers)
         labels, image = tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, *self.shape], tf.uint8)
         latents = tf.TensorSpec([None, len(self._latents.exponents)], tf.float32)
         graph = functools.partial(tf.function, autograph=False)
@@ -106,21 +100,19 @@ class Codec:
         """A chunk of images."""
         stack, coder = Stack(zlib.crc32(levels.tobytes())), self._latents
         for part in self._batches(len(levels)):
-            latents, marks = [], []
+            drawn = []
 
-            def draw(outputs: np.ndarray, group: slice, latents=latents, marks=marks) -> np.ndarray:
-                posterior, marks_of_group = coder.posterior(outputs, group)
-                marks.append(marks_of_group)
-                latents.append(coder.draw(stack, posterior))
-                return coder.whitened(latents[-1], group)
+            def draw(outputs: np.ndarray, group: slice, drawn=drawn) -> np.ndarray:
+                drawn.append(coder.draw(stack, outputs, group))
+                return coder.whitened(drawn[-1][0], group)
 
             self._draw = draw  # the pass calls it for each group, from the top
             parameters = self._draw_parameters(labels[part], levels[part])
-            stack.push_marks(np.concatenate(marks, axis=-1), coder.rate)
+            latents, marks = (np.concatenate(each, axis=-1) for each in zip(*drawn, strict=True))
+            stack.push_marks(marks, coder.marks)
             self._pixels.push(stack, parameters, levels[part])
-            stack.push(np.concatenate(latents, axis=-1), *coder.prior)
-        data, start = stack.data()
-        return Encoded(data, len(levels), start, stack.mark_bits)
+            stack.push(latents, *coder.prior)
+        return Encoded(*stack.data(), stack.mark_bits, len(levels))
 
     def decode(self, data: bytes, labels: np.ndarray, extra_rows: int = 0) -> np.ndarray:
         """The levels of a chunk of images of these classes; ValueError where this machine's numbers differ too much.
@@ -134,9 +126,9 @@ class Codec:
             latents = stack.pop((count, len(coder.exponents)), *coder.prior)
             inputs = labels[part][rows], coder.whitened(latents)[rows]
             levels[part] = self._pixels.pop(stack, self._parameters(*inputs)[:count])
-            marks = stack.pop_marks((2, *latents.shape), coder.rate)
+            marks = stack.pop((2, *latents.shape), coder.marks)
             outputs = self._posteriors(*inputs, levels[part][rows]).numpy()[:, :count]
-            coder.give_back(stack, latents, coder.posterior(outputs, slice(None), marks)[0])
+            coder.give_back(stack, latents, outputs, marks)
         if stack.data() != Stack(zlib.crc32(levels.tobytes())).data():
             raise ValueError("this machine's numbers differ from the encoder's by more than the tolerance")
         return levels
@@ -147,32 +139,29 @@ class Codec:
             ends.append(min(done + max(1, min(done // self._growth, self._most_batch)), count))
         return [slice(*each) for each in itertools.pairwise(ends)]
 
-    def _pass(
-        self, labels: tf.Tensor, latents: tf.Tensor | None = None, images: tf.Tensor | None = None
-    ) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """The likelihood's parameters `[batch, height, width, parameters]`, and with `images` levels the posteriors.
-
-        These are whitened means and log2 sigmas `[2, batch, values]`. Without whitened latents `[batch, values]` the
-        pass waits for `self._draw` on the host, group after group.
+    def _pass(self, labels: tf.Tensor, latents: tf.Tensor | None = None, images: tf.Tensor | None = None) -> tuple:
+        """The likelihood's parameters `[batch, height, width, parameters]`, and with levels of `images` the posteriors:
+        whitened means and log2 sigmas `[2, batch, values]`. Without whitened latents `[batch, values]` the pass waits
+        for `self._draw` on the host, group after group.
         """
         model, coder, posteriors = self._model, self._latents, []
         forward = FoldedPass(labels=labels if model.config.num_classes else None, folded=self._folded)
-        features = [None] * len(coder.groups)
+        origins = [PriorSource(0.0)] * len(coder.groups)
         if images is not None:
-            features = model.bottom_up.features(tf.cast(images, tf.float32) / (2**model.config.num_bits - 1), forward)
+            pixels = tf.cast(images, tf.float32) / (2**model.config.num_bits - 1)
+            origins = [PosteriorSource(feature, 0.0) for feature in model.bottom_up.features(pixels, forward)]
 
         def choose(group: slice, posterior: tf.Tensor | None) -> tf.Tensor:
-            if posterior is not None:
-                posteriors.append(posterior)
+            posteriors.append(posterior)
             if latents is not None:
                 return latents[:, group]
             return tf.numpy_function(lambda outputs: self._draw(outputs, group), [posterior], tf.float32)
 
-        rows = zip(coder.groups, coder.channels, features, strict=True)
+        rows = zip(coder.groups, coder.channels, origins, strict=True)
         sources = [WhitenedSource(functools.partial(choose, group), *each) for group, *each in rows]
         decoded = passes.top_down_pass(model, sources, tf.shape(labels)[0], forward)
         parameters = passes.real_pixels(decoded.parameters, *self.shape[:2])
-        return parameters, tf.concat(posteriors, axis=-1) if posteriors else None
+        return parameters, None if images is None else tf.concat(posteriors, axis=-1)
 
 
 def _settings(model, levels: np.ndarray, labels: np.ndarray, tolerance: float) -> dict[str, Any]:
@@ -188,18 +177,12 @@ def _settings(model, levels: np.ndarray, labels: np.ndarray, tolerance: float) -
 
 
 def compress(
-    source: ModelWithWeights,
-    levels: np.ndarray,
-    labels: np.ndarray | None = None,
-    about: dict[str, Any] | None = None,
-    chunk: int = 500,
-    tolerance: float = 2.0**-17,
-    verify: bool = True,
-    progress: Callable[[Encoded], object] = lambda encoded: None,
+    source, levels, labels=None, about=None, chunk=500, tolerance=2.0**-17, verify=True, progress=lambda encoded: None
 ) -> bytes:
     """A file of images, uint8 levels `[count, height, width, channels]`, and their classes, int32 `[count]`.
 
-    `about` adds to the header (container.py). With `verify` each chunk is decoded. `progress` gets each chunk.
+    `source` is a `ModelWithWeights`. `about`, a dictionary, adds to the header (container.py). With `verify` each chunk
+    is decoded. `progress` gets each chunk, an `Encoded`.
     """
     chunk = min(whole_number("chunk", chunk, 1, 2**16), max(1, LARGEST_CHUNK // levels[0].size), len(levels))
     # Up to here a mark is enough, whatever the inverse scales of the logistics (e^7 at most).
@@ -230,9 +213,8 @@ def compress(
 def decompress(source: ModelWithWeights, data: bytes, only: int | None = None) -> Iterator[np.ndarray]:
     """The levels of each chunk of a file in turn, or of one; ValueError for a damaged file, or another machine's."""
     header, chunks = unpacked(data)
-    if header["sha256"] != source.sha256:
-        made = f"{header['sha256']}... ({header.get('model', 'no place is noted')})"
-        raise ValueError(f"made with the weights of SHA-256 {made}; those given are {source.sha256}...")
+    made = f"made with the weights of SHA-256 {header['sha256']}... ({header.get('model', 'no place is noted')})"
+    check(header["sha256"] == source.sha256, f"{made}; those given are {source.sha256}...")
     check(header["coder"] == _CODER, f"made with {header['coder']}, and {_CODER} is installed")
     with wrap_read_errors("damaged (", ")"):
         codec = Codec(source, header["bins"], header["growth"], header["tolerance"])
@@ -250,11 +232,9 @@ def decompress(source: ModelWithWeights, data: bytes, only: int | None = None) -
 
 def with_weights(model, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
     """The model for a codec; ValueError for one that can't code images."""
-    config, coded = model.config, ("bernoulli", "logistic_mixture")
-    for name, can_code, fault in (
-        ("num_flows", not config.num_flows, "latents behind flows have no codes; train with model.num_flows=0"),
-        ("likelihood", config.likelihood in coded, f"lossless files are of {' and '.join(coded)}"),
-        ("num_bits", config.num_bits <= 8, "lossless files are of up to 8 bits"),
-    ):
-        check(can_code, f"model.{name} = {getattr(config, name)}: {fault}")
+    config, no_codes = model.config, "latents behind flows have no codes; train with model.num_flows=0"
+    check(config.num_flows == 0, f"model.num_flows = {config.num_flows}: {no_codes}")
+    coded = f"model.likelihood = {config.likelihood}: lossless files are of bernoulli and logistic_mixture"
+    check(config.likelihood in ("bernoulli", "logistic_mixture"), coded)
+    check(config.num_bits <= 8, f"model.num_bits = {config.num_bits}: lossless files are of up to 8 bits")
     return ModelWithWeights(model, model._weights_sha256()[:20], class_names)
