@@ -6,16 +6,17 @@
 
 The input is a folder of pictures, or one file: .npy, .npz (with `labels`), or IDX. Images must be of the model's size,
 channels and levels. Names of pictures and classes are kept. It pays for many images of the kind that the model was
-trained on (docs/compression.md). Every chunk is decoded before it counts; --noverify leaves that out. The file names
-the model by its weights: nvae-decompress needs the same ones.
+trained on (docs/compression.md). The file names the model by its weights: nvae-decompress needs the same ones.
 
 Exit code: 0 written, 2 a mistake, or images that don't come back; nothing is written then.
 """
 
 import pathlib
+import time
 from typing import Annotated
 
 from nvae_tf import command_line
+from nvae_tf.compression.container import unpacked
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 
 
@@ -40,19 +41,21 @@ def main(
     from nvae_tf.files import atomic_write
     from nvae_tf.generation.image_sets import read_set
     from nvae_tf.models.lossless import compress
-    from nvae_tf.progress import ImageProgress, StatusLine, counted
+    from nvae_tf.progress import StatusLine, counted
     from nvae_tf.serving.saved_model import coding_model
 
     source = coding_model(workdir)
     levels, labels, about = read_set(input, source.model.config, source.class_names)
-    status, encoded = StatusLine(), []
-    progress = ImageProgress(status.show_if_due, len(levels))
+    status, started, encoded = StatusLine(), time.monotonic(), []
 
-    def count(part):
+    def progress(part):
         encoded.append(part)
-        progress.add(part.images)
+        done, bits = sum(each.images for each in encoded), 8 * sum(len(each.data) for each in encoded)
+        speed, rate = done / (time.monotonic() - started), bits / done / levels[0].size
+        text = f"{done:,} of {len(levels):,} images, {speed:,.3g} images/s, {rate:.4f} bits/dim"
+        status.show_if_due(text, done / len(levels))
 
-    data = compress(source, levels, labels, about | {"model": workdir}, chunk, tolerance, verify, count)
+    data = compress(source, levels, labels, about | {"model": workdir}, chunk, tolerance, verify, progress)
     atomic_write(place, data)
     bits, chunks = 8 * len(data), 8 * sum(len(each.data) for each in encoded)
     status.print(
@@ -67,8 +70,6 @@ def main(
 
 def _description(path: pathlib.Path) -> str:
     """What the header of a file says; of lists, how long they are."""
-    from nvae_tf.compression.container import unpacked
-
     data = path.read_bytes()
     with wrap_read_errors(f"{path}: ", ""):
         header, chunks = unpacked(data)

@@ -15,6 +15,7 @@ import pathlib
 from typing import Annotated
 
 from nvae_tf import command_line
+from nvae_tf.compression.container import unpacked
 from nvae_tf.errors import start_tensorflow_quietly, wrap_read_errors
 
 
@@ -24,7 +25,6 @@ def main(
     workdir: Annotated[str | None, "Where the model is; without it, where it was when the file was made."] = None,
 ) -> None:
     """Decompresses."""
-    from nvae_tf.compression.container import unpacked
     from nvae_tf.generation.image_sets import check_output, write_set
 
     data = pathlib.Path(input).read_bytes()

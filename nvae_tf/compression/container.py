@@ -14,7 +14,7 @@ MAGIC, VERSION = b"nvc", 1
 _LONGEST_HEADER, LARGEST_CHUNK = 2**26, 2**28  # bytes; values of all images of a chunk
 _COUNT, _TEXT = Field("whole number", (), 1, 2**40), Field("text")
 _HEADER = {
-    "images": _COUNT,
+    "images": _COUNT._replace(most=2**24),
     "chunk": _COUNT._replace(most=2**16),
     "shape": Field("whole number", (3,), 1, 2**16),
     "growth": _COUNT,
