@@ -135,7 +135,7 @@ def _check_field(value: Any, field: Field, place: str, sizes: dict[str, int]) ->
     # Without a copy: arrays may be large. NaN is their smallest.
     extremes = form.flat if is_json else (form.min().item(), form.max().item())
     if not all(field.least <= number <= field.most for number in extremes):
-        rule = "finite" if field.least == -LARGEST else f"from {field.least:g} to {field.most:g}"
+        rule = "finite" if field.least == -LARGEST else f"from {field.least:.8g} to {field.most:.8g}"
         raise ValueError(f"{place} has numbers that are not all {rule}")
     if field.ascending and not (np.diff(form) >= 0).all():
         raise ValueError(f"{place} is not in ascending order")
