@@ -302,8 +302,9 @@ class NVAE(FittedModel):
         """Images `[count, height, width, channels]` in [0, 1], on the model's levels, as a file of nvae-compress.
 
         `chunk` images are decoded together. Another machine decodes them if its outputs x differ by at most
-        `tolerance (1 + |x|)`. `verify` decodes each chunk. A conditional model needs the `labels`. ValueError for
-        values between the levels, and for models with flows, or whose likelihood is a density.
+        `tolerance (1 + |x|)`. `verify` decodes each chunk. A conditional model needs the `labels`. TensorFloat-32 of
+        GPUs is turned off for the whole process. ValueError for values between the levels, and for models with flows,
+        or whose likelihood is a density.
         Example: `images = model.decompress(model.compress(images))`
         """
         from nvae_tf.models import lossless

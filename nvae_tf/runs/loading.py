@@ -154,7 +154,8 @@ def save(model: NVAE, path: str | os.PathLike, config: ExperimentConfig | None =
     Example:
       >>> nvae_tf.save(model, "runs/mine", config)
 
-    The checkpoint's step is the compiled optimizer's, else `objective.total_steps`.
+    The checkpoint's step is the compiled optimizer's, else `objective.total_steps`. A reweighted prior and an outlier
+    calibration are not written: nvae-prior and nvae-calibrate make them anew.
 
     Args:
       model: trained by `fit`, or by a loop of your own.
