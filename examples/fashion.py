@@ -41,7 +41,8 @@ FEATURES = pathlib.Path("runs/fashion_features.keras")
 Images = Annotated[str, "Folder of Fashion-MNIST's four files."]
 Run = Annotated[str, RUN_HELP]
 Output = Annotated[str, "The run folder to write."]
-Steps = Annotated[int, "Steps of 50 images.", 1]
+Steps = Annotated[int, "Steps of 32 images and 64 pairs of classes.", 1]
+SYMMETRIC = [0, 1, 2, 3, 4, 6, 8]  # classes whose mirror images are of the class too
 
 
 def fashion(folder: str, split: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -100,8 +101,8 @@ def tell_classes(
 ) -> dict[str, Any]:
     """Trains a model with classes further, so that `classify` names the classes of more images rightly.
 
-    To the loss of training it adds -log p(class | image) by Bayes' rule over the bounds of two classes: the image's
-    own, and another, drawn as often as the model takes the one for the other.
+    To the loss of training it adds -log p(class | image) by Bayes' rule over the bounds of two classes, the image's
+    own and another. A pair of classes is drawn as often as the model takes the one for the other, then an image of it.
     """
     check_new_folder(pathlib.Path(output), f"--output={output}")
     run = load_run(workdir)
@@ -109,18 +110,26 @@ def tell_classes(
     pixels, classes = fashion(images, "train")
     pixels, classes = pixels / np.float32(255.0), classes.astype(np.int32)
     mistaken = np.full([10, 10], 0.5)  # how often each class is taken for each other one
-    np.add.at(mistaken, classes[:1000], model.classify(pixels[:1000], samples=4, batch_size=100).numpy())
+    np.add.at(mistaken, classes[:2000], model.classify(pixels[:2000], samples=4, batch_size=100).numpy())
     np.fill_diagonal(mistaken, 0.0)
-    mistaken /= mistaken.sum(axis=1, keepdims=True)
+    mistaken = (mistaken + mistaken.T).ravel()
+    images_of = [np.flatnonzero(classes == label) for label in range(10)]
     model.compile(optimizer=nvae_tf.NVAEAdamax(keras.optimizers.schedules.CosineDecay(2e-3, steps, alpha=0.02)))
 
+    def drawn(labels: np.ndarray) -> np.ndarray:
+        images = pixels[[generator.choice(images_of[label]) for label in labels]]
+        mirrored = np.isin(labels, SYMMETRIC) & (generator.random(len(labels)) < 0.5)
+        return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
     @tf.function(autograph=False)
-    def train_step(images: tf.Tensor, own: tf.Tensor, other: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def train_step(
+        images: tf.Tensor, labels: tf.Tensor, pair_images: tf.Tensor, pairs: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         step = model.objective.total_steps + model.optimizer.iterations  # after the warm-up of the KL
         with tf.GradientTape() as tape:
-            loss = model.loss(images, own, step)
+            loss = model.loss(images, labels, step)
             # As `classify` does it: the statistics of a batch would tell that all its classes are right, or wrong.
-            scores = [model.score(images, seed=step, labels=labels, per_group=True) for labels in (own, other)]
+            scores = [model.score(pair_images, seed=step, labels=pairs[:, i], per_group=True) for i in (0, 1)]
             cross_entropy = tf.reduce_mean(tf.nn.softplus(scores[0].nelbo - scores[1].nelbo))  # with the same draws
             total = loss.total + 3.0 * cross_entropy
         weights = model.trainable_weights
@@ -130,9 +139,10 @@ def tell_classes(
         return loss.total, cross_entropy
 
     for step in range(steps):
-        chosen = generator.integers(len(pixels), size=50)
-        other = [generator.choice(10, p=mistaken[label]) for label in classes[chosen]]
-        loss, cross_entropy = train_step(pixels[chosen], classes[chosen], tf.constant(other))
+        labels = generator.integers(10, size=32, dtype=np.int32)
+        pairs = np.stack(np.divmod(generator.choice(100, size=64, p=mistaken / mistaken.sum()), 10), axis=1)
+        pairs = pairs.astype(np.int32)
+        loss, cross_entropy = train_step(drawn(labels), labels, drawn(pairs[:, 0]), pairs)
         if step % 100 == 99:
             print(f"step {step + 1:,}: loss {loss:,.1f}, cross-entropy {cross_entropy:.3f}", flush=True)
     model.optimizer.iterations.assign_add(run.step)  # the checkpoint's number counts the steps of both trainings
