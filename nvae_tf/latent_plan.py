@@ -32,13 +32,8 @@ class InvertedBranch(NamedTuple):
     groups: int | None = None
 
 
-class LayerBranch(NamedTuple):
-    """A residual branch of one's own: `layer(channels)` is a Keras layer of as many channels, see `register_cell`."""
-
-    layer: type
-
-
-Branch = ConvolutionBranch | InvertedBranch | LayerBranch
+# A class of Keras layers is a residual branch of one's own, see `register_cell`.
+Branch = ConvolutionBranch | InvertedBranch | type
 
 
 class CellSet(NamedTuple):

@@ -427,7 +427,7 @@ def test_registered_names(monkeypatch):
     assert register_cell("mine")(newer) is newer
     config = ModelConfig(cell_set="moved_since:mine", num_preprocess_blocks=0, num_postprocess_blocks=0)
     assert config.cell_set == f"{__name__}:mine" and config.has_masses
-    assert set(plans.latent_plan(config).cells) == {plans.LayerBranch(newer)}
+    assert set(plans.latent_plan(config).cells) == {newer}
     for name, kind in (("mine", other), ("res_elu", other), ("my cells", other), ("number", 5)):
         with pytest.raises(ValueError, match=f"'{name}'.*(is registered already, by|register a class, by a name of)"):
             register_cell(name)(kind)

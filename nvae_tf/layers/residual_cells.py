@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from nvae_tf import latent_plan
 from nvae_tf.config import ModelConfig, check, check_choice, register
-from nvae_tf.latent_plan import Branch, CellSet, ConvolutionBranch, InvertedBranch, LayerBranch
+from nvae_tf.latent_plan import Branch, CellSet, ConvolutionBranch, InvertedBranch
 from nvae_tf.layers import cpu_kernels, normalization
 from nvae_tf.layers.convolution import ConvolutionWeights, DataDependentConvolution, StackedConvolution
 from nvae_tf.layers.normalization import Folding, StackedBatchNormalization
@@ -36,7 +36,7 @@ def register_cell(name: str, parts: Sequence[str] = CellSet._fields) -> Callable
             check_choice(f"cell {name!r}: part", part, CellSet._fields)
         cells = latent_plan.CELL_SETS
         register("cell_set", name, cells, layer)
-        cells[f"{layer.__module__}:{name}"] = cells["res_mbconv"]._replace(**dict.fromkeys(parts, LayerBranch(layer)))
+        cells[f"{layer.__module__}:{name}"] = cells["res_mbconv"]._replace(**dict.fromkeys(parts, layer))
         return layer
 
     return registered
@@ -50,8 +50,8 @@ class ResidualCells(StackedLayer):
     ):
         change = "none" if channels_in == channels_out else "down" if channels_out > channels_in else "up"
         skip = {"none": None, "down": FactorizedReduce, "up": BilinearExpand}[change]
-        if isinstance(branch, LayerBranch):
-            branch = KerasLayers(count, branch.layer, channels_out, dtype)
+        if isinstance(branch, type):
+            branch = KerasLayers(count, branch, channels_out, dtype)
         else:
             kind = InvertedResidualBranch if isinstance(branch, InvertedBranch) else OperationsBranch
             branch = kind(count, branch, channels_in, channels_out, change, dtype)

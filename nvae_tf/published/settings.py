@@ -9,7 +9,7 @@ from typing import Any
 from nvae_tf import data_sets
 from nvae_tf.config import DataSpec, ExperimentConfig, ModelConfig, ObjectiveConfig, check_choice, resolve_lengths
 from nvae_tf.data_sets import DATA_SPECS
-from nvae_tf.latent_plan import CELL_SETS, InvertedBranch, LayerBranch
+from nvae_tf.latent_plan import CELL_SETS, InvertedBranch
 
 
 def _lsun(what: str, size: int) -> DataSpec:
@@ -110,7 +110,7 @@ def published_settings(config: ExperimentConfig) -> dict[str, Any]:
     The data set is the published one of the same name, or else with such images.
     """
     model, total_steps = config.model, config.objective.total_steps
-    if any(isinstance(branch, LayerBranch) for branch in CELL_SETS[model.cell_set]):
+    if any(isinstance(branch, type) for branch in CELL_SETS[model.cell_set]):
         raise ValueError(f"the published form can't say model.cell_set = {model.cell_set!r}")
     if model.num_bits > 8:
         raise ValueError(f"the published form can't say model.num_bits = {model.num_bits}")

@@ -6,7 +6,7 @@
 //   { between, groups, fraction }   on the path between two recipes, in the chosen groups
 
 import { Problem } from "./server.js";
-import { base64, bytes, fromPng, intensities, nested } from "./images.js";
+import { bytes, fromPng, intensities, nested } from "./images.js";
 
 const KEPT = 100; // results of recipes that are not made again
 const ROUNDS = 7;
