@@ -25,7 +25,7 @@ def main(
     output: Annotated[str | None, "The file to write, .nvc."] = None,
     workdir: Annotated[str | None, f"{command_line.RUN_HELP} Or a .keras file."] = None,
     chunk: Annotated[int, "Images of a chunk, which is decoded by itself; larger ones are smaller in all.", 1] = 500,
-    tolerance: Annotated[float, "How far other machines' numbers x may be off, of 1 + |x|; at most 2^-13."] = 2.0**-17,
+    tolerance: Annotated[float, "The largest error of other machines' numbers x, over 1 + |x|, up to 2^-13"] = 2.0**-17,
     verify: Annotated[bool, "Decode each chunk to be sure."] = True,
     overwrite: Annotated[bool, "Replace what is at --output already."] = False,
     info: Annotated[str | None, "Only tell what is in this file."] = None,

@@ -39,7 +39,7 @@ def main(
     needed = f"{input}: needs the model with weights of SHA-256 {header['sha256']}..."
     if not (workdir or header.get("model")):
         raise ValueError(f"{needed}; say where it is: --workdir=RUN")
-    with wrap_read_errors(f"{needed}, and ", "; say where it is: --workdir=RUN"):
+    with wrap_read_errors(f"{needed}, and ", "" if workdir else "; say where it is: --workdir=RUN"):
         source = coding_model(workdir or header["model"])
     status = StatusLine()
     progress = ImageProgress(status.show_if_due, header["images"])

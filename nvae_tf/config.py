@@ -114,7 +114,7 @@ def register(setting: str, name: str, taken: Iterable[str], kind: type) -> type:
     The same class again, as of a notebook's cell, replaces the former. ValueError: the name is no word, or another's.
     """
     if not (isinstance(name, str) and name.isidentifier()) or not isinstance(kind, type):
-        raise ValueError(f"{setting} {shown(name)} for {shown(kind)}: register a class, by a name of letters alone")
+        raise ValueError(f"{setting} {shown(name)} for {shown(kind)}: register a class, by a name like 'my_cell_2'")
     other = REGISTERED[setting].get(name, kind)
     if name in taken or (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
         owner = "nvae_tf" if name in taken else f"{other.__module__}.{other.__qualname__}"

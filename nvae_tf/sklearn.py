@@ -52,7 +52,10 @@ class NVAETransformer(TransformerMixin, BaseEstimator):
         return np.array(feature_names(self.model_.plan, self.groups, self.pool), object)
 
     def _rows(self, X: Any, reset: bool) -> np.ndarray:
-        X = np.reshape(X, (len(X), -1)) if len(getattr(X, "shape", ())) == 4 else X
+        given, shape = tuple(getattr(X, "shape", ()))[1:], self.model_.config.image_shape
+        if len(given) == 3 and given != shape:
+            raise ValueError(f"X has images of {given}; this model's images are {shape}")
+        X = np.reshape(X, (len(X), -1)) if len(given) == 3 else X
         return validate_data(self, X, reset=reset, dtype=np.float32)
 
     def _images(self, rows: np.ndarray) -> np.ndarray:

@@ -43,7 +43,9 @@ def test_in_a_pipeline():
     flat = pipeline[0].transform(images.reshape(20, -1))
     np.testing.assert_array_equal(flat, model.features(images, pool="mean", batch_size=256))
     with pytest.raises(ValueError, match=r"X has 9 values for each image; this model's images are \(4, 4, 1\)"):
-        NVAETransformer(model).fit(images[:, :3, :3])
+        NVAETransformer(model).fit(images[:, :3, :3].reshape(20, -1))
+    with pytest.raises(ValueError, match=r"X has images of \(2, 8, 1\); this model's images are \(4, 4, 1\)"):
+        pipeline[0].transform(images.reshape(20, 2, 8, 1))
     np.testing.assert_array_equal(pipeline[0].transform(tf.constant(images)), flat)
     refuses("groups = 5: must be a whole number from 0 to 1", NVAETransformer(model, groups=[5]).fit, images)
     refuses("pool = 'max': must be None", NVAETransformer(model, pool="max").fit, images)

@@ -58,27 +58,22 @@ class Stack:
         self.mark_bits = 0  # what all marks took
         self._coder = stream.stack.AnsCoder(words.astype(np.uint32))
 
-    def push(self, symbols: np.ndarray, model: Any, *parameters: Any) -> None:
-        """Encodes whole numbers; parameters of the model are broadcast to their shape."""
+    def push(self, symbols: np.ndarray, model: Any, *parameters: Any) -> int:
+        """Encodes whole numbers, and returns how many bits they take; parameters are broadcast to their shape."""
         rows = (np.broadcast_to(each, symbols.shape).ravel() for each in parameters)
+        before = self._coder.num_valid_bits()
         self._coder.encode_reverse(symbols.ravel().astype(np.int32), model, *rows)
+        return self._coder.num_valid_bits() - before
 
     def pop(self, shape: tuple[int, ...], model: Any, *parameters: Any) -> np.ndarray:
         """Decodes whole numbers, int32 of this shape."""
         rows = [np.broadcast_to(each, shape).ravel() for each in parameters]
         return np.reshape(self._coder.decode(model, *rows or [math.prod(shape)]), shape)
 
-    def push_marks(self, marks: np.ndarray, model: Any) -> None:
-        """Encodes marks, see `rounded`."""
-        before = self._coder.num_valid_bits()
-        self.push(marks, model)
-        self.mark_bits += self._coder.num_valid_bits() - before
-
     def data(self) -> tuple[bytes, int]:
         """The stack for a file, and the number of bits that the first images' draws took of the supply."""
         words = self._coder.get_compressed()
-        is_other = words[: len(_SUPPLY)] != _SUPPLY[: len(words)]
-        untouched = int(np.append(is_other, True).argmax())
+        untouched = int(np.append(words[: len(_SUPPLY)] != _SUPPLY[: len(words)], True).argmax())
         # The last word is not zero: its zero bytes need not be stored.
         data = untouched.to_bytes(2, "little") + words[untouched:].astype("<u4").tobytes().rstrip(b"\0")
         return data, 32 * (len(_SUPPLY) - untouched)
@@ -114,9 +109,8 @@ class LatentCoder:
 
     def __init__(self, bins: Sequence[str], shapes: Sequence[tuple[int, int, int]], tolerance: float):
         self.channels = [np.flatnonzero([digit != _NOT_CODED for digit in each]) for each in bins]
-        pairs = zip(bins, shapes, strict=True)
-        digits = [list(each.replace(_NOT_CODED, "")) * math.prod(shape[:2]) for each, shape in pairs]
-        self.exponents = np.concatenate(digits).astype(np.int32)  # of all values
+        digits = [each.replace(_NOT_CODED, "") * math.prod(size) for each, (*size, _) in zip(bins, shapes, strict=True)]
+        self.exponents = np.array([*"".join(digits)], np.int32)  # of all values
         ends = itertools.accumulate(map(len, digits), initial=0)
         self.groups = [slice(*each) for each in itertools.pairwise(ends)]
         self._tolerance, self.marks = tolerance, _model_of_marks("latents", tolerance)
@@ -141,10 +135,11 @@ class LatentCoder:
         sigmas = np.sqrt(4.0 ** (sigmas / _PER_OCTAVE) - 1.0 / 12.0)
         return (means // _PER_BIN, means % _PER_BIN / _PER_BIN, sigmas), marks
 
-    def draw(self, stack: Stack, outputs: np.ndarray, group: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Latents drawn from the posterior of a group, with bits of the stack, and the marks of the posterior."""
+    def draw(self, stack: Stack, drawn: list, outputs: np.ndarray, group: slice) -> np.ndarray:
+        """Whitened latents of a group by bits of the stack; `drawn` gets the latents and the marks of the posterior."""
         (center, *parameters), marks = self._posterior(outputs, group)
-        return center + stack.pop(center.shape, self._offset, *parameters), marks
+        drawn.append((center + stack.pop(center.shape, self._offset, *parameters), marks))
+        return self.whitened(drawn[-1][0], group)
 
     def give_back(self, stack: Stack, latents: np.ndarray, outputs: np.ndarray, marks: np.ndarray) -> None:
         """Gives the stack the bits of the draws of all groups back."""
@@ -188,7 +183,7 @@ class PixelCoder:
             coded.append((levels[..., channels] >> bit & 1, _PROBABILITIES[numbers], marks))
         for decisions, probabilities, marks in reversed(coded):
             stack.push(decisions, self._decision, probabilities)
-            stack.push_marks(marks, self._marks)
+            stack.mark_bits += stack.push(marks, self._marks)
 
     def pop(self, stack: Stack, parameters: tf.Tensor) -> np.ndarray:
         """Decodes levels."""
@@ -208,9 +203,8 @@ class PixelCoder:
             odds = parameters.numpy()
             yield slice(None), 0, odds, 2.0 * (1.0 + np.abs(odds))
             return
-        # On the [-1, 1] scale and in double precision.
         split = split_mixture_parameters(parameters, likelihood.channels, likelihood.num_mixtures)
-        logits, *rows = (tf.cast(each, tf.float64) for each in split)
+        logits, *rows = (tf.cast(each, tf.float64) for each in split)  # on the [-1, 1] scale
         means, log_scales, coefficients = (tf.unstack(each, axis=-2) for each in rows)
         weights, values = tf.nn.softmax(logits), []
         edges = (2.0 * np.arange(2**num_bits + 1) - 1.0) / (2**num_bits - 1) - 1.0
@@ -228,18 +222,19 @@ class PixelCoder:
 
 
 @functools.partial(tf.function, autograph=False, reduce_retracing=True)
-def _log_odds(weights, means, inverse_scales, edges) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def _log_odds(weights, means, inverse_scales, edges) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """The log-odds `[..., 1]` of the upper of two ranges of levels, between three `edges` `[3, ..., 1]`, by logistics
     `[..., each]`; about how much they change, relative to the tolerance, where the network's outputs change by it; and
     the share that each logistic has in the mass of each range.
     """
-    scaled = (edges - means) * inverse_scales
+    # Edge by edge: broadcasting all three at once takes longer.
+    scaled = [(edge - means) * inverse_scales for edge in tf.unstack(edges)]
     # From the side of the smaller tail: differences of small numbers.
     sign = tf.where(scaled[1] > 0.0, tf.constant(-1.0, tf.float64), 1.0)
-    cumulative = sign * tf.sigmoid(sign * scaled)
-    joint = weights * (_LEAST_MASS + (cumulative[1:] - cumulative[:2]))
-    masses = tf.reduce_sum(joint, axis=-1, keepdims=True)
-    odds, shares = tf.math.log(masses[1] / masses[0]), joint / masses
+    cumulative = [sign * tf.sigmoid(sign * each) for each in scaled]
+    joint = [weights * (_LEAST_MASS + (high - low)) for low, high in itertools.pairwise(cumulative)]
+    masses = [tf.reduce_sum(each, axis=-1, keepdims=True) for each in joint]
+    odds, shares = tf.math.log(masses[1] / masses[0]), [each / mass for each, mass in zip(joint, masses, strict=True)]
     # The log of a mass changes by at most its inverse scale with a mean; errors of several outputs do not add up.
-    moved = tf.norm(tf.reduce_max(shares, axis=0) * inverse_scales, axis=-1, keepdims=True)
+    moved = tf.norm(tf.maximum(*shares) * inverse_scales, axis=-1, keepdims=True)
     return odds, 1.0 + tf.abs(odds) + moved, shares

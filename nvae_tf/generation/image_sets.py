@@ -70,12 +70,12 @@ def check_output(output: pathlib.Path) -> None:
     """ValueError where no set can be written: to a new folder, or a new .npy or .npz file."""
     flag = f"--output={output}"
     check(output.suffix.lower() not in pictures.SUFFIXES, f"{flag}: give a new folder, or a file .npy or .npz")
-    (check_new_file if output.suffix in (".npy", ".npz") else check_new_folder)(output, flag)
+    (check_new_file if output.suffix.lower() in (".npy", ".npz") else check_new_folder)(output, flag)
 
 
 def write_set(output: pathlib.Path, chunks: Iterable[np.ndarray], num_bits: int, header: dict[str, Any]) -> None:
     """Writes levels, chunk after chunk, to a folder of PNG files, or to a .npy or .npz file, whole or not at all."""
-    if output.suffix not in (".npy", ".npz"):
+    if output.suffix.lower() not in (".npy", ".npz"):
         if header["shape"][-1] > 4:
             raise ValueError(f"{output}: pictures have up to 4 channels, and these have more; give a .npy file")
         table, count = values_of_levels(num_bits, 255), header["images"]
@@ -88,7 +88,7 @@ def write_set(output: pathlib.Path, chunks: Iterable[np.ndarray], num_bits: int,
     images = values_of_levels(num_bits, header.get("peak", 255))[np.concatenate(list(chunks))]
     images = images[..., 0] if header.get("axes") == 3 else images
     images = images.astype({"bool": bool, "uint16": np.uint16}.get(header.get("dtype"), np.uint8))
-    if output.suffix == ".npz":
+    if output.suffix.lower() == ".npz":
         lists = {name: np.array(header[name]) for name in ("labels", "names") if name in header}
         return write_arrays(output, {"images": images, **lists})
     with atomic_file(output) as partial, partial.open("wb") as stream:

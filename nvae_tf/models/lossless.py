@@ -101,15 +101,10 @@ class Codec:
         stack, coder = Stack(zlib.crc32(levels.tobytes())), self._latents
         for part in self._batches(len(levels)):
             drawn = []
-
-            def draw(outputs: np.ndarray, group: slice, drawn=drawn) -> np.ndarray:
-                drawn.append(coder.draw(stack, outputs, group))
-                return coder.whitened(drawn[-1][0], group)
-
-            self._draw = draw  # the pass calls it for each group, from the top
+            self._draw = functools.partial(coder.draw, stack, drawn)  # the pass calls it for each group, from the top
             parameters = self._draw_parameters(labels[part], levels[part])
             latents, marks = (np.concatenate(each, axis=-1) for each in zip(*drawn, strict=True))
-            stack.push_marks(marks, coder.marks)
+            stack.mark_bits += stack.push(marks, coder.marks)
             self._pixels.push(stack, parameters, levels[part])
             stack.push(latents, *coder.prior)
         return Encoded(*stack.data(), stack.mark_bits, len(levels))
@@ -177,12 +172,18 @@ def _settings(model, levels: np.ndarray, labels: np.ndarray, tolerance: float) -
 
 
 def compress(
-    source, levels, labels=None, about=None, chunk=500, tolerance=2.0**-17, verify=True, progress=lambda encoded: None
+    source: ModelWithWeights,
+    levels: np.ndarray,
+    labels: np.ndarray | None = None,
+    about: dict[str, Any] | None = None,
+    chunk: int = 500,
+    tolerance: float = 2.0**-17,
+    verify: bool = True,
+    progress: Callable[[Encoded], None] = lambda encoded: None,
 ) -> bytes:
     """A file of images, uint8 levels `[count, height, width, channels]`, and their classes, int32 `[count]`.
 
-    `source` is a `ModelWithWeights`. `about`, a dictionary, adds to the header (container.py). With `verify` each chunk
-    is decoded. `progress` gets each chunk, an `Encoded`.
+    `about` adds to the header (container.py). With `verify` each chunk is decoded. `progress` gets each chunk.
     """
     chunk = min(whole_number("chunk", chunk, 1, 2**16), max(1, LARGEST_CHUNK // levels[0].size), len(levels))
     # Up to here a mark is enough, whatever the inverse scales of the logistics (e^7 at most).
@@ -227,7 +228,8 @@ def decompress(source: ModelWithWeights, data: bytes, only: int | None = None) -
 
     numbers = range(len(chunks)) if only is None else [whole_number("chunk", only, 0, len(chunks) - 1)]
     with ThreadPoolExecutor(2) as threads:  # one codes while the networks of the other run
-        yield from threads.map(decoded, numbers)
+        for first in range(0, len(numbers), 2):  # a large set need not lie in memory
+            yield from threads.map(decoded, numbers[first : first + 2])
 
 
 def with_weights(model, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
@@ -236,5 +238,6 @@ def with_weights(model, class_names: tuple[str, ...] = ()) -> ModelWithWeights:
     check(config.num_flows == 0, f"model.num_flows = {config.num_flows}: {no_codes}")
     coded = f"model.likelihood = {config.likelihood}: lossless files are of bernoulli and logistic_mixture"
     check(config.likelihood in ("bernoulli", "logistic_mixture"), coded)
+    check(model.compute_dtype == "float32", "in half precision: lossless files need a model with dtype='float32'")
     check(config.num_bits <= 8, f"model.num_bits = {config.num_bits}: lossless files are of up to 8 bits")
     return ModelWithWeights(model, model._weights_sha256()[:20], class_names)
