@@ -33,4 +33,6 @@ def main(folder: str, output: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python run_onnx.py FOLDER OUTPUT.npz")
     main(*sys.argv[1:])

@@ -51,7 +51,9 @@ def main(
                 yield levels
 
     write_set(pathlib.Path(output), chunks(), source.model.config.num_bits, header)
-    status.print(f"{counted(header['images'], 'image')} in {output}")
+    left_out = "labels" in header and "names" not in header and not output.lower().endswith(".npz")
+    classes = "; their classes are left out, a .npz file would have them" if left_out else ""
+    status.print(f"{counted(header['images'], 'image')} in {output}{classes}")
 
 
 run = command_line.command(main, words="input")

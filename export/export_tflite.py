@@ -51,7 +51,7 @@ def main(
     if (workdir is None) == (saved_model is None):
         raise ValueError("give one of --workdir and --saved_model")
     if not (output and signature) if not page else output or signature or quantize != "none":
-        raise ValueError("give --output and --signature, or --page alone")
+        raise ValueError("give --output and --signature, or --page alone (without --quantize)")
     if page:
         files.check_new_folder(pathlib.Path(page), f"--page={page}")
     else:

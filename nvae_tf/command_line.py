@@ -11,6 +11,7 @@ import itertools
 import os
 import pathlib
 import re
+import signal
 import sys
 import textwrap
 import types
@@ -53,6 +54,9 @@ def run(main: Callable[..., None], words: str | None = None, page: str | None = 
     # Pillow warns of odd but harmless metadata, and of large pictures.
     warnings.filterwarnings("ignore", module="PIL")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # as Ctrl-C: what is half-written is removed
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
     def guarded(_: Sequence[str]) -> None:
         with exit_on_user_error():

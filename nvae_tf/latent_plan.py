@@ -142,7 +142,7 @@ def feature_groups(plan: LatentPlan, groups: str | Sequence[int], pool: str | No
     if isinstance(groups, str):
         check_choice("groups", groups, ("all",), 'not "all", nor a list of numbers')
         groups = range(plan.num_groups)
-    check(hasattr(groups, "__len__") and len(groups), f"groups = {shown(groups)}: give a list of numbers, as [0, 1]")
+    check(hasattr(groups, "__len__") and len(groups), f'groups = {shown(groups)}: give "all", or a list as [0, 1]')
     return tuple(whole_number("groups", group, 0, plan.num_groups - 1) for group in groups)
 
 

@@ -429,7 +429,7 @@ def test_registered_names(monkeypatch):
     assert config.cell_set == f"{__name__}:mine" and config.has_masses
     assert set(plans.latent_plan(config).cells) == {newer}
     for name, kind in (("mine", other), ("res_elu", other), ("my cells", other), ("number", 5)):
-        with pytest.raises(ValueError, match=f"'{name}'.*(is registered already, by|register a class, by a name of)"):
+        with pytest.raises(ValueError, match=f"'{name}'.*(is registered already, by|register a class, by a name)"):
             register_cell(name)(kind)
     with pytest.raises(ValueError, match="cell 'more': part = 'middle': not one of the choices"):
         register_cell("more", parts=["middle"])(other)

@@ -75,6 +75,7 @@ def _write(mode: str, run: Any, place: command_line.OutputPlace, made: tasks.Mad
         return save_features(place.path, made.latents, made.columns, made.names, made.labels)
     if made.latents is not None:
         return save_latents(place.path, made.latents, made.names, made.labels)
+    image_grid.check_finite(made.images)
     channels = run.config.data.display_channels
     shown = image_grid.displayed(made.images, channels)
     is_deep = run.config.data.dtype == "uint16" and shown.shape[-1] == 1

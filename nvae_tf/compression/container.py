@@ -50,7 +50,7 @@ def unpacked(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """The header and the chunks of a file; ValueError for other, damaged and newer files."""
     check(data[:3] == MAGIC, "not a file of nvae-compress")
     if data[3:4] != bytes([VERSION]):
-        raise ValueError(f"of version {data[3] if data[3:] else '(cut off)'}, and this package reads {VERSION}")
+        raise ValueError(f"of version {data[3]}, and this package reads {VERSION}" if data[3:] else "cut off")
     with wrap_read_errors("damaged or cut off (", ")"):
         check(zlib.crc32(data[8:]) == int.from_bytes(data[4:8], "little"), "its checksum does not match")
         unpacker = zlib.decompressobj(wbits=-15, zdict=_WORDS)

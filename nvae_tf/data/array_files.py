@@ -131,7 +131,7 @@ def stored_images(path: pathlib.Path, spec: DataSpec | None = None) -> tuple[np.
     values, axes = stored.read().reshape(_image_form(stored, spec)[0]), len(stored.form()[0])
     beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
     labels = arrays.get("labels") or (_StoredArray(beside) if beside != path and beside.is_file() else None)
-    return values, labels and class_numbers(labels.read(), len(values), f"{path}: labels"), axes
+    return values, labels and class_numbers(labels.read(), len(values), f"{path}: labels", least=-1), axes
 
 
 def arrays_classes(spec: DataSpec) -> tuple[str, ...]:
@@ -214,7 +214,9 @@ def _image_form(stored: _StoredArray, spec: DataSpec | None = None) -> tuple[tup
     kinds = "iufb" if spec and spec.range else ""
     if not is_set or (dtype.kind not in kinds and dtype.newbyteorder("=") not in (np.uint8, np.uint16, np.bool_)):
         form = f"[count, height, width, channels], 1 to {MOST_CHANNELS} channels, or [count, height, width]"
-        form = f"uint8, uint16 or bool {form}; of other numbers give --config.data.range=LOW,HIGH"
+        form = f"uint8, uint16 or bool {form}" + (
+            "; of other numbers give --config.data.range=LOW,HIGH" if spec else ""
+        )
         raise ValueError(f"{stored.file}: it has {dtype} {list(stored_shape)}; images are {form}")
     return shape, dtype
 

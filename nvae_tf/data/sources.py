@@ -141,11 +141,11 @@ def class_names(spec: DataSpec) -> tuple[str, ...]:
     return names
 
 
-def class_numbers(labels: np.ndarray, count: int, where: object) -> np.ndarray:
+def class_numbers(labels: np.ndarray, count: int, where: object, least: int = 0) -> np.ndarray:
     """A file's labels of `count` images, int32 `[count]`; ValueError where they are no numbers of classes."""
     are_numbers = labels.dtype.kind in "iu" and labels.shape in ((count,), (count, 1))
-    if not are_numbers or labels.min() < 0 or labels.max() >= MOST_CLASSES:
-        rule = f"{count:,} whole numbers from 0 to {MOST_CLASSES - 1} at most, one for each image"
+    if not are_numbers or labels.min() < least or labels.max() >= MOST_CLASSES:
+        rule = f"{count:,} whole numbers from {least} to {MOST_CLASSES - 1} at most, one for each image"
         raise ValueError(f"{where}: has {labels.dtype} {list(labels.shape)} as labels; they must be {rule}")
     return labels.reshape(count).astype(np.int32)
 
@@ -175,6 +175,7 @@ def place_of(spec: DataSpec) -> str:
 
 def _call(name, spec, *arguments):
     """What a function of the source's module returns for the spec, with a checked path without `~`; None without it."""
+    check(spec.source != "auto", "the run names no place of its data: give --data_path")
     check_choice("data.source", spec.source, SOURCES)
     module, needs = SOURCES[spec.source]
     if needs:

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from nvae_tf.config import LIKELIHOODS, NOISY_SIGNAL, REGISTERED, ModelConfig, register
+from nvae_tf.config import LIKELIHOODS, NOISY_SIGNAL, REGISTERED, ModelConfig, check, register
 from nvae_tf.distributions import discretized_logistic_mixture as mixture
 from nvae_tf.distributions.soft_clamped_normal import soft_clamped_normal
 
@@ -23,6 +23,7 @@ def register_likelihood(name: str) -> Callable[[type], type]:
     num_parameters]`, whose event is a value, a pixel or an image. With `exact_masses = True` it gives masses of the
     levels, so that scores in bits per value mean something. ValueError: the name is taken.
     """
+    check(isinstance(name, str), 'register_likelihood takes a name: @nvae_tf.register_likelihood("laplace")')
     return functools.partial(register, "likelihood", name, (*LIKELIHOODS, NOISY_SIGNAL))
 
 
@@ -44,10 +45,13 @@ class ImageLikelihood:
     @classmethod
     def for_model(cls, config: ModelConfig) -> "ImageLikelihood":
         """The likelihood that the settings of a model name."""
-        own = {NOISY_SIGNAL: NoisySignal} | REGISTERED["likelihood"]
-        kind = own.get(config.likelihood.rpartition(":")[2])
+        kinds = {NOISY_SIGNAL: NoisySignal} | REGISTERED["likelihood"]
+        kind = kinds.get(config.likelihood.rpartition(":")[2])
+        own = kind and kind(config)
+        if lacking := [part for part in ("num_parameters", "distribution") if kind and not hasattr(own, part)]:
+            raise ValueError(f"likelihood {config.likelihood}: its class has no {lacking[0]}")
         mixture_settings = config.num_mixtures, config.num_bits, config.exact_edges
-        return cls(config.likelihood, config.image_channels, *mixture_settings, own=kind and kind(config))
+        return cls(config.likelihood, config.image_channels, *mixture_settings, own=own)
 
     @property
     def num_parameters(self) -> int:
@@ -61,12 +65,14 @@ class ImageLikelihood:
     def distribution(self, parameters: tf.Tensor) -> tfd.Distribution:
         """The distribution of float32 images `[H, W, C]` in [0, 1] for parameters `[..., H, W, num_parameters]`."""
         if self.own is not None:
-            values = self.own.distribution(tf.cast(parameters, tf.float32))
-            images, expected = tfd.Independent(values, 3 - values.event_shape.rank), parameters.shape[-3:-1]
-            if images.event_shape != [*expected, self.channels]:
-                fault = f"distribution() is of images {images.event_shape}; they must be {[*expected, self.channels]}"
-                raise ValueError(f"likelihood {self.name}: {fault}")
-            return images
+            values, image_shape = self.own.distribution(tf.cast(parameters, tf.float32)), parameters.shape[-3:-1]
+            fault = (
+                f"likelihood {self.name}: distribution() must give a TFP distribution [..., height, width, channels]"
+            )
+            check(isinstance(values, tfd.Distribution), f"{fault}, not a {type(values).__name__}")
+            shape = values.batch_shape + values.event_shape
+            check(shape[-3:] == [*image_shape, self.channels], f"{fault}; its values are {shape}")
+            return tfd.Independent(values, 3 - values.event_shape.rank)
         if self.name == "bernoulli":
             return tfd.Independent(tfd.Bernoulli(logits=tf.cast(parameters, tf.float32), dtype=tf.float32), 3)
         if self.name == "normal":

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
+from nvae_tf.config import check
 from nvae_tf.files import atomic_file
 
 # Files with a figure, see `nvae_tf.reports.figures`, and those with an animation.
@@ -26,8 +27,7 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     `displayed` are laid out. ValueError for images that are not finite.
     """
     images = displayed(np.asarray(images))
-    if not np.isfinite(images).all():
-        raise ValueError("a value of an image is not finite: lower the temperature, if the model has not diverged")
+    check_finite(images)
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     enlarge = max(1, math.ceil(_VISIBLE_SIDE / min(height, width))) if enlarge is None else enlarge
@@ -36,6 +36,12 @@ def image_grid(images: np.ndarray, columns: int | None = None, enlarge: int | No
     cells = np.pad(pixels, [(0, rows * columns - count), (0, _GAP), (0, _GAP), (0, 0)], constant_values=255)
     cells = cells.reshape(rows, columns, *cells.shape[1:]).swapaxes(1, 2)
     return cells.reshape(rows * cells.shape[1], -1, channels)[:-_GAP, :-_GAP]
+
+
+def check_finite(images: np.ndarray) -> None:
+    """ValueError for images of a model that are not finite."""
+    fault = "the model has diverged, the temperature is too high, or the mean of its likelihood is not finite"
+    check(bool(np.isfinite(images).all()), f"a value of an image is not finite: {fault}")
 
 
 def displayed(images: np.ndarray, channels: Sequence[int] = ()) -> np.ndarray:

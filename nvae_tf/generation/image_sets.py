@@ -49,7 +49,7 @@ def read_set(
     if is_other.any():
         number, value = np.argwhere(is_other)[0][0], values[is_other][0]
         fault = f"image {number} has the value {value}, none of the model's {len(table)} levels"
-        raise ValueError(f"{path}: {fault} ({', '.join(map(str, table[:3]))}...); {_FIX}")
+        raise ValueError(f"{path}: {fault} ({', '.join(map(str, table[:3]))}{'...' if len(table) > 3 else ''}); {_FIX}")
     return levels, labels, about
 
 

@@ -30,6 +30,7 @@ def register_cell(name: str, parts: Sequence[str] = CellSet._fields) -> Callable
     network, and the branches of "res_mbconv" in the others. Cells that change the resolution do so before it. Its
     state may be vectors (batch norm). ValueError: the name is taken.
     """
+    check(isinstance(name, str), 'register_cell takes a name: @nvae_tf.register_cell("convnext")')
 
     def registered(layer: type) -> type:
         for part in parts:

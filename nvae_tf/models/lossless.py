@@ -190,7 +190,8 @@ def compress(
     tolerance = real_number("tolerance", tolerance, "must be above 0, and at most 2^-13", math.ulp(0.0), 2.0**-13)
     check(source.folded is None, "an export decompresses alone: compress by the run that it was made of")
     if source.model.config.num_classes:
-        fix = "give labels (nvae-compress: a .npz file that has them, or folders with the names of the classes)"
+        names = ", ".join(source.class_names[:10]) or "as the classes"
+        fix = f"give labels, -1 is none (nvae-compress: a .npz file that has them, or folders called {names})"
         check(labels is not None, f"the images have no classes, and this model codes images given their class: {fix}")
         check_labels(labels, len(levels), source.model.config.num_classes)
     classes, chunks = np.zeros(len(levels), np.int32) if labels is None else labels, []

@@ -213,10 +213,11 @@ class TrainingLoop:
         model, schedule = self.run.model, self.run.schedule
         number, reason = int(schedule.rollbacks.numpy()) + 1, reason_of_skips(model)
         if number > self.run.config.train.rollbacks:
+            own = ", or a density of your own that is infinite at 0 or 1" if ":" in model.config.likelihood else ""
             raise ValueError(
                 f"{reason}, after {number - 1} returns to a checkpoint with half the learning rate each time; "
                 f"{growth_in(model)}; try a lower optimizer.learning_rate, longer optimizer.warmup_epochs or a higher "
-                "objective.regularization in a new run, or look for damaged images"
+                f"objective.regularization in a new run, or look for damaged images{own}"
             )
         # This restores the count of rollbacks and the guard's count of skipped steps too; they are set again below.
         step = self.state.restore(report, is_chief)

@@ -51,6 +51,9 @@ class RunOutputs:
         words = f"{self._folder.path} has all its {self._total:,} steps{made}."
         if self._run.replicas.is_chief:
             nelbo, place = self.test_score(self._total), f"--workdir={shlex.quote(str(self._folder.path))}"
+            named = self._run.config.model.likelihood, self._run.config.model.cell_set
+            modules = sorted({module for module in (name.rpartition(":")[0] for name in named) if module})
+            place += f" --import={','.join(modules)}" if modules else ""
             next_commands = f"nvae-evaluate {place}", f"nvae-generate {place} --output=samples.png"
             if self._run.config.model.is_denoising:
                 next_commands = (
