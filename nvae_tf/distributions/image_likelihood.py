@@ -65,13 +65,12 @@ class ImageLikelihood:
     def distribution(self, parameters: tf.Tensor) -> tfd.Distribution:
         """The distribution of float32 images `[H, W, C]` in [0, 1] for parameters `[..., H, W, num_parameters]`."""
         if self.own is not None:
-            values, image_shape = self.own.distribution(tf.cast(parameters, tf.float32)), parameters.shape[-3:-1]
-            fault = (
-                f"likelihood {self.name}: distribution() must give a TFP distribution [..., height, width, channels]"
-            )
+            values = self.own.distribution(tf.cast(parameters, tf.float32))
+            image_shape = [*parameters.shape[-3:-1], self.channels]
+            fault = f"likelihood {self.name}: distribution() must be a TFP distribution of images {image_shape}"
             check(isinstance(values, tfd.Distribution), f"{fault}, not a {type(values).__name__}")
             shape = values.batch_shape + values.event_shape
-            check(shape[-3:] == [*image_shape, self.channels], f"{fault}; its values are {shape}")
+            check(shape[-3:] == image_shape, f"{fault}; its values are {shape}")
             return tfd.Independent(values, 3 - values.event_shape.rank)
         if self.name == "bernoulli":
             return tfd.Independent(tfd.Bernoulli(logits=tf.cast(parameters, tf.float32), dtype=tf.float32), 3)

@@ -55,8 +55,8 @@ def test_features_are_the_posteriors_means_in_units_of_the_priors_sigma(model, i
     for wrong, message in (
         (dict(groups=[0, 3]), "groups = 3: must be a whole number from 0 to 2"),
         (dict(groups="top"), "groups = 'top': not \"all\", nor a list of numbers"),
-        (dict(groups=1), "groups = 1: give a list of numbers"),
-        (dict(groups=[]), r"groups = \[\]: give a list of numbers"),
+        (dict(groups=1), 'groups = 1: give "all", or a list'),
+        (dict(groups=[]), r'groups = \[\]: give "all", or a list'),
         (dict(pool="max"), "pool = 'max': must be None or"),
     ):
         refuses(message, model.features, images, **wrong)
